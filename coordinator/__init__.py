@@ -1,0 +1,1 @@
+"""The coordinator: owns target model, sessions and ledger."""

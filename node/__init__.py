@@ -1,0 +1,1 @@
+"""The volunteer node: drafts for users' sessions."""

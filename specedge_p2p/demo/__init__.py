@@ -1,0 +1,1 @@
+"""The demo pair of models and the one-command demo network."""

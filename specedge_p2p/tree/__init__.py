@@ -1,0 +1,1 @@
+"""Draft trees: growth, acceptance, reroot, binding. Pure."""

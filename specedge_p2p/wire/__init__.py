@@ -1,0 +1,1 @@
+"""What node and coordinator say to each other. Pure."""
