@@ -148,7 +148,7 @@ class EntryResult(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StepDone(EngineMessage, frozen=True, array_like=True, tag=33):
-    """Times in seconds on the engine's own monotonic clock; bind_s is the gap before the forward."""
+    """Times are on the engine's monotonic clock; bind_s is the gap before the forward."""
 
     step_no: int
     started_s: float

@@ -19,7 +19,7 @@ class Refused(Exception):
 
     def __init__(
         self, status: int, code: str, text: str, *, param: str = "", retry_after_s: float = 0
-    ):
+    ) -> None:
         super().__init__(text)
         self.status, self.code, self.text, self.param = status, code, text, param
         self.retry_after_s = retry_after_s
@@ -41,7 +41,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class GuessedToken:
-    """One committed token and who had guessed it: a peer id, "ngram", or "" for the target itself."""
+    """One committed token and who guessed it: a peer id, "ngram", or "" for the target itself."""
 
     token_id: int
     guessed_by: str

@@ -33,7 +33,7 @@ class Link(Protocol):
         ...
 
     async def receive(self) -> bytes:
-        """The next frame. Cancelling is safe. Raises LinkClosed, or ProtocolError for bad framing."""
+        """The next frame. Cancelling is safe. Raises LinkClosed; ProtocolError for bad framing."""
         ...
 
     async def aclose(self) -> None:
