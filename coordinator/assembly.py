@@ -116,6 +116,10 @@ class Coordinator:
         """How full the coordinator is, 0 to 1."""
         return min(1.0, len(self.sessions) / self._parts.limits.max_sessions)
 
+    @property
+    def tokenizer_fingerprint(self) -> bytes:
+        return self._parts.codec.fingerprint()
+
     def _deliver(self, receipt: SignedReceipt) -> None:
         self.intake.deliver(receipt)
 
@@ -129,7 +133,7 @@ class Coordinator:
             return None
         return TargetProfile(
             name=self._parts.model,
-            tokenizer_fingerprint=self._parts.codec.fingerprint(),
+            tokenizer_fingerprint=self.tokenizer_fingerprint,
             vocab_size=self._ready.vocab_size,
             max_context=self._ready.max_context,
         )
