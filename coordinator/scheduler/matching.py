@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from coordinator.gateway.ports import Volunteers
 from specedge_p2p.names import PeerId, SessionId
 
+
 @dataclass(frozen=True, slots=True)
 class SessionNeed:
     """A live session as matching sees it.

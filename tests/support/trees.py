@@ -60,6 +60,5 @@ class RememberingTree:
         return {
             index
             for index in range(1, len(self.vertices) + 1)
-            if len(self.tokens(index)) > num
-            and list(self.tokens(index)[:num]) == self.committed
+            if len(self.tokens(index)) > num and list(self.tokens(index)[:num]) == self.committed
         }

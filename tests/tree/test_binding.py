@@ -28,9 +28,7 @@ def received(*parts: tuple[int, Sequence[tuple[int, int, float]]]) -> ReceivedTr
 
 def shape(rows: BoundRows) -> list[tuple[int, int, float]]:
     """(token, parent row, probability) of the rows below the root."""
-    columns = zip(
-        rows.token_ids.tolist(), rows.parents.tolist(), rows.probs.tolist(), strict=True
-    )
+    columns = zip(rows.token_ids.tolist(), rows.parents.tolist(), rows.probs.tolist(), strict=True)
     return [(token, parent, round(prob, 4)) for token, parent, prob in columns][1:]
 
 
