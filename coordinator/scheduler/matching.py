@@ -7,12 +7,9 @@ with the shortest round trip.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from coordinator.gateway.ports import Volunteers
 from specedge_p2p.names import PeerId, SessionId
-
-Volunteers = Literal["any", "allowed", "none"]
-"""Who may see a session's prompt: every node, the host's list, nobody."""
 
 
 @dataclass(frozen=True, slots=True)
