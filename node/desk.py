@@ -80,7 +80,7 @@ class Desk:
     def tally(self) -> Tally:
         return self._tally
 
-    def begin_link(self, coordinator: PeerId, welcome: Welcome) -> list[Message]:
+    def begin_link(self, coordinator: PeerId, welcome: Welcome) -> list[Resume]:
         """A new link is open: the leases to resume on it."""
         self._sessions.clear()
         self.is_draining = False
@@ -105,9 +105,9 @@ class Desk:
                 self._drafter.close(session.handle)
         self._sessions.clear()
 
-    def apply(self, messages: Iterable[Message]) -> list[Message]:
+    def apply(self, messages: Iterable[Message]) -> list[Release]:
         """Apply what the coordinator said, in order; returns what must be answered."""
-        replies: list[Message] = []
+        replies: list[Release] = []
         for message in messages:
             match message:
                 case Open():
@@ -130,9 +130,9 @@ class Desk:
                     pass  # the worker's own: pings, receipts
         return replies
 
-    def shed(self, shed: Sequence[Shed]) -> list[Message]:
+    def shed(self, shed: Sequence[Shed]) -> list[Release]:
         """The drafter gave sessions up: tell the coordinator about those that are still open."""
-        replies: list[Message] = []
+        replies: list[Release] = []
         for gone in shed:
             for session in list(self._sessions.values()):
                 if session.handle == gone.session_no:
@@ -153,7 +153,7 @@ class Desk:
 
     # --- messages ---------------------------------------------------------------------------------
 
-    def _open(self, message: Open) -> list[Message]:
+    def _open(self, message: Open) -> list[Release]:
         if message.resumed:
             return self._open_again(message)
         self._drop_lease(message.lease_id)
@@ -165,7 +165,7 @@ class Desk:
             return self._release(session, "no place left")
         return []
 
-    def _open_again(self, message: Open) -> list[Message]:
+    def _open_again(self, message: Open) -> list[Release]:
         handle = self._leases.get(message.lease_id)
         session = _Desk(message.session_no, -1 if handle is None else handle, message)
         self._sessions[message.session_no] = session
@@ -198,7 +198,7 @@ class Desk:
         session.prompt = []
         session.is_drafting = True
 
-    def _verdict(self, message: Verdict) -> list[Message]:
+    def _verdict(self, message: Verdict) -> list[Release]:
         session = self._sessions.get(message.session_no)
         if session is None:
             return []  # released while the verdict travelled
@@ -218,7 +218,7 @@ class Desk:
             self._drafter.close(session.handle)
             self._leases.pop(session.opened.lease_id, None)
 
-    def _release(self, session: _Desk, reason: str) -> list[Message]:
+    def _release(self, session: _Desk, reason: str) -> list[Release]:
         self._close(session.session_no)
         return [Release(session.session_no, reason)]
 

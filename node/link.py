@@ -77,6 +77,7 @@ class DelayedLink:
         )
         self._in, self._in_end = trio.open_memory_channel[tuple[float, bytes]](_MAX_DELAYED_FRAMES)
         self._failure: Exception | None = None
+        self._all_sent = trio.Event()
 
     @property
     def peer_id(self) -> PeerId:
@@ -100,8 +101,7 @@ class DelayedLink:
     async def aclose(self) -> None:
         self._out.close()
         with trio.move_on_after(self._one_way_s + 1.0, shield=True):
-            while self._out_end.statistics().current_buffer_used:
-                await trio.sleep(self._one_way_s / 2)
+            await self._all_sent.wait()
         await self._link.aclose()
 
     async def carry_out(self) -> None:
@@ -112,7 +112,8 @@ class DelayedLink:
                     await self._link.send(frame)
                 except LinkClosed as closed:
                     self._failure = closed
-                    return
+                    break
+        self._all_sent.set()
 
     async def carry_in(self) -> None:
         with self._in:

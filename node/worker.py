@@ -8,7 +8,7 @@ the outbox. `_keep_receipts` checks and stores receipts, which takes a disk writ
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar
@@ -16,7 +16,7 @@ from typing import TypeVar
 import trio
 
 from node.desk import Desk
-from node.drafter import Drafter, LevelDone
+from node.drafter import Drafter, LevelDone, Shed
 from node.link import Outbox, OutboxFull
 from node.receipts import ReceiptBook, ReceiptGap
 from specedge_p2p.identity.receipt import ReceiptError
@@ -29,6 +29,7 @@ from specedge_p2p.wire.messages import (
     Goodbye,
     Hello,
     Message,
+    NodeMessage,
     Ping,
     Pong,
     Proposal,
@@ -242,6 +243,7 @@ class _LinkLife:
             _MAX_WAITING_RECEIPTS
         )
         self._asked_after = -1
+        self._is_held_back = False  # gains wait in the trees for room in the outbox
         self._end = LinkEnd.CLOSED
         self._scope = trio.CancelScope()
 
@@ -307,21 +309,24 @@ class _LinkLife:
                         log.warning("receipts come faster than the disk takes them")
                 case _:
                     self._inbox.append(message)
-        self._wake.set()
+        if self._inbox:
+            self._wake.set()
 
     async def _draft(self) -> None:
         while True:
             self._wake = trio.Event()
             self._exchange()
-            done = await self._worker.level()
-            self._exchange()
-            self._say(*self._desk.shed(done.shed))
-            if not done.num_rows:
+            num_rows = 0
+            if self._desk.num_sessions:
+                done = await self._worker.level()
+                num_rows = done.num_rows
+                self._exchange(done.shed)
+            if not num_rows:
                 await self._wake.wait()
 
     async def _send(self) -> None:
         try:
-            await self.outbox.drain(self._link, self._wake_up)
+            await self.outbox.drain(self._link, self._frame_sent)
         except LinkClosed:
             self._finish(LinkEnd.CLOSED)
         else:
@@ -359,20 +364,23 @@ class _LinkLife:
 
     # --- between checkpoints ----------------------------------------------------------------------
 
-    def _exchange(self) -> None:
-        """Apply what came in, then stream what the trees gained."""
+    def _exchange(self, shed: Sequence[Shed] = ()) -> None:
+        """Apply what the level shed and what came in, then stream what the trees gained."""
         messages = list(self._inbox)
         self._inbox.clear()
         self._inbox_taken.set()
-        self._say(*self._desk.apply(messages))
-        if self.outbox.has_room:
+        replies = [*self._desk.shed(shed), *self._desk.apply(messages)]
+        # A session may be closed by a message that came in after the one that made us release it.
+        self._say(*(m for m in replies if self._machine.is_open(m.session_no)))
+        self._is_held_back = not self.outbox.has_room
+        if not self._is_held_back:
             self._propose(self._desk.gains(self._machine))
 
     def _propose(self, proposals: list[Proposal]) -> None:
         for start in range(0, len(proposals), _PROPOSALS_PER_FRAME):
             self._say(*proposals[start : start + _PROPOSALS_PER_FRAME])
 
-    def _say(self, *messages: Message) -> None:
+    def _say(self, *messages: NodeMessage) -> None:
         if not messages or self._scope.cancel_called or self.outbox.is_closed:
             return
         try:
@@ -383,8 +391,9 @@ class _LinkLife:
             log.exception("a message of ours was not legal; the link starts anew")
             self._finish(LinkEnd.BUG)
 
-    def _wake_up(self) -> None:
-        self._wake.set()
+    def _frame_sent(self) -> None:
+        if self._is_held_back:
+            self._wake.set()
 
     def _finish(self, end: LinkEnd) -> None:
         if not self._scope.cancel_called:

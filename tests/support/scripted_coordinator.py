@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
-from specedge_p2p.lm.toy import ToyParams, toy_decode
 
 from specedge_p2p.identity.keys import Identity
 from specedge_p2p.lm.ports import SamplingParams
+from specedge_p2p.lm.toy import ToyParams, toy_decode
 from specedge_p2p.noise import noise_key
 from specedge_p2p.overlay.ports import Link, LinkClosed
 from specedge_p2p.wire.build import open_messages
@@ -62,7 +62,9 @@ class Generation:
 class ScriptedCoordinator:
     """Serves links one after the other; generations outlive them."""
 
-    def __init__(self, identity: Identity, *, step_s: float = 0.02, heartbeat_s: float = 2.0):
+    def __init__(
+        self, identity: Identity, *, step_s: float = 0.02, heartbeat_s: float = 2.0
+    ) -> None:
         self.identity = identity
         self.step_s = step_s
         self.heartbeat_s = heartbeat_s
@@ -82,6 +84,9 @@ class ScriptedCoordinator:
         generation = Generation(number.to_bytes(16, "big"), prompt, num_new)
         self.generations[generation.lease_id] = generation
         return generation
+
+    def fall_silent(self) -> None:
+        self.is_pinging = False
 
     @property
     def is_done(self) -> bool:
@@ -119,9 +124,7 @@ class ScriptedCoordinator:
                     case Resume(lease_id=lease_id, position=position):
                         await self._resume(link, machine, lease_id, position)
                     case Release(session_no=session_no):
-                        for generation in self.generations.values():
-                            if generation.session_no == session_no:
-                                generation.session_no = -1
+                        self._released(session_no)
                     case ReceiptRequest(after_sequence=after):
                         for envelope in self.receipts[after:]:
                             await self._send_receipt(link, machine, envelope)
@@ -129,6 +132,11 @@ class ScriptedCoordinator:
                         raise LinkClosed("goodbye")
                     case Proposal() | Pong():
                         pass
+
+    def _released(self, session_no: int) -> None:
+        for generation in self.generations.values():
+            if generation.session_no == session_no:
+                generation.session_no = -1
 
     async def _send_receipt(self, link: Link, machine: LinkMachine, envelope: bytes) -> None:
         await link.send(machine.send(Receipt(envelope)))
