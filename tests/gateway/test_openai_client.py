@@ -144,7 +144,11 @@ async def test_sources_tell_who_guessed_each_token() -> None:
         ({"stop": ["a", "b", "c", "d", "e"]}, "invalid_value", None),
         ({"messages": []}, "invalid_value", "messages"),
         ({"messages": [{"role": "assistant"}]}, "invalid_value", None),
-        ({"messages": [{"role": "user", "content": "x" * 300}]}, "context_length_exceeded", "messages"),
+        (
+            {"messages": [{"role": "user", "content": "x" * 300}]},
+            "context_length_exceeded",
+            "messages",
+        ),
         ({"max_tokens": 255}, "context_length_exceeded", "messages"),
         ({"volunteers": "some"}, "invalid_value", "volunteers"),
         ({"n": 2}, "unsupported_parameter", "n"),
@@ -315,9 +319,7 @@ async def test_stopping_ends_answers_with_an_error(is_stream: bool) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop)
             with pytest.raises(openai.APIError) as caught:
-                answer = await client.completions.create(
-                    model=MODEL, prompt="Hi", stream=is_stream
-                )
+                answer = await client.completions.create(model=MODEL, prompt="Hi", stream=is_stream)
                 async for _ in answer:  # type: ignore[union-attr]
                     pass
         assert caught.value.code == "shutting_down"
