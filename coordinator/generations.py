@@ -4,7 +4,6 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Protocol
 
 from coordinator.gateway.ports import (
     FinishEvent,
@@ -14,20 +13,11 @@ from coordinator.gateway.ports import (
     Refused,
 )
 from coordinator.rounds import Rounds
-from coordinator.sessions import Session, Sessions, TextStream
+from coordinator.sessions import Session, Sessions
+from coordinator.target_text import StoppedText, TextCodec
 from specedge_p2p.lm.ports import ModelError
 from specedge_p2p.names import SessionId
 from specedge_p2p.noise import noise_key, seed_bytes
-
-
-class TargetText(Protocol):
-    """The target model's text side."""
-
-    def encode(self, text: str) -> tuple[int, ...]: ...
-
-    def encode_chat(self, messages: list[dict[str, str]]) -> tuple[int, ...]: ...
-
-    def stream(self, stop: tuple[str, ...]) -> TextStream: ...
 
 
 class LiveGenerations:
@@ -37,11 +27,11 @@ class LiveGenerations:
         self,
         rounds: Rounds,
         sessions: Sessions,
-        text: TargetText,
+        codec: TextCodec,
         model_card: Callable[[], ModelCard | None],
         clock: Callable[[], float],
     ) -> None:
-        self._rounds, self._sessions, self._text = rounds, sessions, text
+        self._rounds, self._sessions, self._codec = rounds, sessions, codec
         self._model_card, self._clock = model_card, clock
         self._stopping = ""
 
@@ -62,11 +52,11 @@ class LiveGenerations:
         self._sessions.fail_all(Refused(503, "shutting_down", reason, retry_after_s=1))
 
     def encode(self, text: str) -> tuple[int, ...]:
-        return self._text.encode(text)
+        return tuple(self._codec.encode(text))
 
     def encode_chat(self, messages: list[dict[str, str]]) -> tuple[int, ...]:
         try:
-            return self._text.encode_chat(messages)
+            return tuple(self._codec.encode_chat(messages))
         except ModelError as error:
             raise Refused(400, "invalid_messages", str(error), param="messages") from error
 
@@ -102,7 +92,7 @@ class LiveGenerations:
             request=request,
             noise_key=noise_key(seed, request.prompt_ids),
             max_tokens=max_tokens,
-            text=self._text.stream(request.stop),
+            text=StoppedText(self._codec, request.stop),
             opened_s=self._clock(),
         )
 

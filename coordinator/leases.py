@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from coordinator.engine.messages import DropSource, SourceFactor, ToEngine
 from coordinator.node_link import NodeLink
-from coordinator.scheduler.matching import NodeOffer, SessionDemand, match
+from coordinator.scheduler.matching import NodeOffer, SessionNeed, match
 from coordinator.sessions import Committed, Session, Sessions
 from specedge_p2p.names import LeaseId, PeerId
 from specedge_p2p.wire.build import open_messages, split_verdict
@@ -133,13 +133,11 @@ class Leases:
     def rematch(self) -> None:
         """Give sessions without a node to nodes with room."""
         self._expire()
-        demands = [self._demand(session) for session in self._sessions if session.is_live]
+        live = {session.session_id: session for session in self._sessions if session.is_live}
+        needs = [self._need(session) for session in live.values()]
         offers = [self._offer(node) for node in self._nodes.values()]
-        for given in match(demands, offers, self._allowed):
-            session = self._sessions.get(given.session)
-            node = self._nodes.get(given.peer_id)
-            if session is not None and node is not None:
-                self._open(session, node)
+        for assignment in match(needs, offers):
+            self._open(live[assignment.session_id], self._nodes[assignment.peer_id])
 
     def close(self, session: Session, reason: str) -> None:
         """End all leases of a session."""
@@ -181,20 +179,21 @@ class Leases:
     def _active(self, session: Session) -> list[Lease]:
         return [lease for lease in self.of_session(session) if lease.node is not None]
 
-    def _demand(self, session: Session) -> SessionDemand:
-        return SessionDemand(
-            session=session.number,
+    def _need(self, session: Session) -> SessionNeed:
+        leases = self.of_session(session)
+        return SessionNeed(
+            session_id=session.session_id,
             volunteers=session.request.volunteers,
-            nodes=tuple(lease.peer_id for lease in self._active(session)),
-            refused=frozenset(le.peer_id for le in self.of_session(session) if le.is_released),
+            nodes=frozenset(lease.peer_id for lease in leases if lease.node is not None),
+            released_by=frozenset(lease.peer_id for lease in leases if lease.is_released),
         )
 
     def _offer(self, node: NodeLink) -> NodeOffer:
         return NodeOffer(
             peer_id=node.peer_id,
-            num_sessions=len(self.of_node(node)),
             max_sessions=node.max_sessions,
             round_trip_s=node.round_trip_s,
+            is_allowed=node.peer_id in self._allowed,
         )
 
     def _open(self, session: Session, node: NodeLink) -> None:

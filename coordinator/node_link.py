@@ -9,7 +9,7 @@ from specedge_p2p.names import PeerId
 from specedge_p2p.overlay.ports import Link
 from specedge_p2p.wire.build import merge_verdicts
 from specedge_p2p.wire.link_machine import LinkMachine
-from specedge_p2p.wire.messages import Close, Hello, Message, Open, Prompt, Verdict
+from specedge_p2p.wire.messages import Close, CoordinatorMessage, Hello, Open, Prompt, Verdict
 
 MAX_VERDICTS_PER_FRAME = 64
 MAX_OUTBOX = 4096
@@ -41,7 +41,7 @@ class NodeLink:
     _ping_nonce: int = 0
     _pinged_s: float = 0.0
     _last_session_no: int = 0
-    _outbox: deque[Message] = field(default_factory=deque)
+    _outbox: deque[CoordinatorMessage] = field(default_factory=deque)
     _verdicts: dict[int, deque[Verdict]] = field(default_factory=dict)
     _opening: Counter[int] = field(default_factory=Counter)
     """Queued Open and Prompt messages per session; verdicts of these wait."""
@@ -55,7 +55,7 @@ class NodeLink:
         self._last_session_no += 1
         return self._last_session_no
 
-    def post(self, *messages: Message) -> None:
+    def post(self, *messages: CoordinatorMessage) -> None:
         """Queue messages in order. Beyond the limit the link is given up by `write_frames`."""
         if len(self._outbox) + len(messages) > MAX_OUTBOX:
             self.is_too_slow = True
@@ -106,7 +106,7 @@ class NodeLink:
                 self._wake = trio.Event()
                 await self._wake.wait()
 
-    def _due_verdicts(self) -> list[Message]:
+    def _due_verdicts(self) -> list[CoordinatorMessage]:
         due = [no for no in self._verdicts if not self._opening[no]][:MAX_VERDICTS_PER_FRAME]
         return [self._next_verdict(no) for no in due]
 
@@ -117,7 +117,7 @@ class NodeLink:
             del self._verdicts[session_no]
         return verdict
 
-    def _next_message(self) -> list[Message]:
+    def _next_message(self) -> list[CoordinatorMessage]:
         message = self._outbox.popleft()
         if isinstance(message, Open | Prompt):
             self._opening[message.session_no] -= 1

@@ -23,7 +23,7 @@ from coordinator.engine.ports import Engine
 from coordinator.gateway.ports import Refused
 from coordinator.leases import Leases
 from coordinator.load import Load
-from coordinator.scheduler.policy import StepPolicy
+from coordinator.policy import StepPolicy
 from coordinator.sessions import Session, Sessions
 
 STEPS_IN_FLIGHT = 2

@@ -217,9 +217,9 @@ class Sessions:
         self._notify()
         return True
 
-    async def until_changed(self) -> None:
-        """Wait until a session is added or removed."""
-        await self._changed.wait()
+    async def until_empty(self) -> None:
+        while self._live:
+            await self._changed.wait()
 
     def fail_all(self, refused: Refused) -> None:
         for session in self:

@@ -53,7 +53,7 @@ class DraftRequest:
     key: NoiseKey
     max_position: int
     vocab_size: int
-    wishes: GrowthWishes = GrowthWishes()
+    wishes: GrowthWishes = field(default_factory=GrowthWishes)
 
 
 @dataclass(frozen=True, slots=True)

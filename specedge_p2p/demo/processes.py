@@ -148,7 +148,7 @@ async def _read_endpoints(child: Child, ready: IO[bytes]) -> Endpoints:
     """Wait for the one line on the ready pipe; it closes early when the process dies."""
     line = b""
     with trio.move_on_after(START_S):
-        line = await trio.to_thread.run_sync(ready.readline, abandon_on_cancel=True)
+        line = await trio.to_thread.run_sync(lambda: ready.readline(), abandon_on_cancel=True)
     if not line:
         with trio.move_on_after(1):
             await child.process.wait()

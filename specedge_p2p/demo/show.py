@@ -1,4 +1,4 @@
-"""How the demo looks: tokens as they come, coloured by who guessed them, and the table of credits."""
+"""How the demo looks: tokens coloured by who guessed them, and the table of credits."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,13 +1,15 @@
 """The drafter over the toy model: what it guesses, what it caches, what it gives up."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from specedge_p2p.lm.toy import ToyModel, ToyParams, toy_decode
 
 from node.drafter import Drafter, DrafterSettings, DraftRequest
 from specedge_p2p.lm.ports import MAX_TAIL_SLOTS, Children, Rows, SamplingParams
-from specedge_p2p.lm.toy import ToyModel, ToyParams, toy_decode
 from specedge_p2p.noise import noise_key
 from specedge_p2p.tree.growth import Gain, GrowthSettings
 from specedge_p2p.wire.messages import GrowthWishes
@@ -100,7 +102,7 @@ class Recorder(ToyModel):
         super().__init__(params, **options)  # type: ignore[arg-type]
         self.log: list[tuple[Rows, Children]] = []
 
-    def expand(self, batch: list[Rows], branch_width: int) -> list[Children]:  # type: ignore[override]
+    def expand(self, batch: Sequence[Rows], branch_width: int) -> list[Children]:
         results = super().expand(batch, branch_width)
         self.log += zip(batch, results, strict=True)
         return results
