@@ -62,9 +62,8 @@ class ProcessEngine:
     async def receive(self) -> FromEngine:
         return await self._mailbox.receive()
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self) -> None:
         """Keep a child alive until cancelled, or until it is given up (`receive` then raises)."""
-        task_status.started()
         policy = self._policy
         num_quick, error = 0, "the engine was stopped"
         try:
@@ -161,7 +160,7 @@ async def open_engine(
     """A supervised engine; the child is gone when the context is left."""
     engine = ProcessEngine(settings, policy, command)
     async with trio.open_nursery() as nursery:
-        await nursery.start(engine.run)
+        nursery.start_soon(engine.run)
         yield engine
         nursery.cancel_scope.cancel()
 

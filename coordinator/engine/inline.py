@@ -51,9 +51,8 @@ class InlineEngine:
             self._life.cancel()
             self._mailbox.close_inbox()
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self) -> None:
         """Live, crash and live again until cancelled."""
-        task_status.started()
         try:
             while True:
                 with trio.CancelScope() as self._life:

@@ -18,7 +18,8 @@ from coordinator.engine.messages import (
 )
 from coordinator.engine.settings import EngineLimits
 from specedge_p2p.lm.ports import ModelError, Rows, SamplingParams, TokenIds
-from specedge_p2p.lm.toy import EOS, ToyModel, ToyParams, toy_decode
+from specedge_p2p.lm.toy import ToyModel, ToyParams, toy_decode
+from specedge_p2p.lm.toy_text import EOS
 from specedge_p2p.noise import noise_key, seed_bytes
 from tests.support.engine import GREEDY, Run, TreeMaker, batch, open_session, vertices
 
