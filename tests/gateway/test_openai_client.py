@@ -7,6 +7,7 @@ import openai
 import pytest
 import trio
 from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletionMessageParam
 
 from coordinator.gateway.auth import ApiKey
 from coordinator.gateway.guard import GuardSettings
@@ -27,7 +28,7 @@ async def client_of(served: Served, key: str = "sk-any") -> AsyncIterator[AsyncO
         yield client
 
 
-HELLO = [{"role": "user", "content": "Hi"}]
+HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
 
 async def test_lists_and_retrieves_models() -> None:
@@ -73,7 +74,7 @@ async def test_chat_completion() -> None:
 
 async def test_chat_runs_to_the_context_limit_and_completion_16_tokens_by_default() -> None:
     async with gateway() as served, client_of(served) as client:
-        await client.chat.completions.create(model=MODEL, messages=HELLO)  # type: ignore[arg-type]
+        await client.chat.completions.create(model=MODEL, messages=HELLO)
         await client.completions.create(model=MODEL, prompt="Hi")
         limits = [request.max_tokens for request in served.generations.requests]
         assert limits == [None, 16]
@@ -92,7 +93,7 @@ async def test_chat_stream_with_usage() -> None:
         served.generations.say(reason="length")
         stream = await client.chat.completions.create(
             model=MODEL,
-            messages=HELLO,  # type: ignore[arg-type]
+            messages=HELLO,
             stream=True,
             stream_options={"include_usage": True},
         )
@@ -167,7 +168,7 @@ async def test_bad_requests(body: dict[str, object], code: str, param: str | Non
         with pytest.raises(openai.BadRequestError) as caught:
             await client.chat.completions.create(
                 model=MODEL,
-                messages=HELLO,  # type: ignore[arg-type]
+                messages=HELLO,
                 extra_body=body,
             )
         assert caught.value.code == code
@@ -237,11 +238,14 @@ async def test_lost_midway() -> None:
     async with gateway() as served, client_of(served) as client:
         served.generations.say(lost=lost)
         texts = []
-        with pytest.raises(openai.APIError) as caught:
-            async for chunk in await client.completions.create(
-                model=MODEL, prompt="Hi", stream=True
-            ):
+
+        async def read() -> None:
+            stream = await client.completions.create(model=MODEL, prompt="Hi", stream=True)
+            async for chunk in stream:
                 texts.append(chunk.choices[0].text)  # noqa: PERF401 - it ends in the middle
+
+        with pytest.raises(openai.APIError) as caught:
+            await read()
         assert "".join(texts) == "Hello, world"
         assert caught.value.code == "engine_lost"
         with pytest.raises(openai.InternalServerError) as failed:
@@ -312,6 +316,12 @@ async def test_stopping_ends_answers_with_an_error(is_stream: bool) -> None:
     async with gateway() as served, client_of(served) as client:
         served.generations.say(hangs=True)
 
+        async def ask() -> None:
+            answer = await client.completions.create(model=MODEL, prompt="Hi", stream=is_stream)
+            if isinstance(answer, openai.AsyncStream):
+                async for _ in answer:
+                    pass
+
         async def stop() -> None:
             await served.until(num_live=1)
             served.stop.set()
@@ -319,9 +329,7 @@ async def test_stopping_ends_answers_with_an_error(is_stream: bool) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop)
             with pytest.raises(openai.APIError) as caught:
-                answer = await client.completions.create(model=MODEL, prompt="Hi", stream=is_stream)
-                async for _ in answer:  # type: ignore[union-attr]
-                    pass
+                await ask()
         assert caught.value.code == "shutting_down"
         with trio.fail_after(1):
             await served.stopped.wait()

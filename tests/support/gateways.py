@@ -14,6 +14,7 @@ from coordinator.gateway.guard import GuardSettings
 from coordinator.gateway.limits import LimitSettings, RequestLimits
 from coordinator.gateway.metrics import GatewayMetrics
 from coordinator.gateway.server import ServerSettings, serve_gateway
+from coordinator.gateway.tasks import TaskStatus
 from tests.support.fake_generations import FakeGenerations
 
 
@@ -36,7 +37,7 @@ class Served:
 
     async def until(self, num_live: int) -> None:
         """Wait until so many generations run."""
-        while self.generations.num_live != num_live:
+        while self.generations.num_live != num_live:  # noqa: ASYNC110 - seen from outside
             await trio.sleep(0.005)
 
 
@@ -59,7 +60,7 @@ async def gateway(
     )
     async with trio.open_nursery() as nursery:
 
-        async def serve(task_status: trio._core._run.TaskStatus[str]) -> None:
+        async def serve(task_status: TaskStatus[str]) -> None:
             settings = server or ServerSettings(graceful_timeout_s=2, stuck_reader_timeout_s=1)
             await serve_gateway(
                 app, "127.0.0.1:0", stop, settings=settings, task_status=task_status
