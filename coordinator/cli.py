@@ -5,9 +5,10 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import trio
 import typer
@@ -17,6 +18,9 @@ from rich.table import Table
 
 from specedge_p2p.errors import ClearError
 from specedge_p2p.identity.keys import Identity, parse_peer_id
+
+if TYPE_CHECKING:
+    from coordinator.store.database import Database
 
 app = typer.Typer(
     help="Host a large language model that volunteers' machines make faster.",
@@ -61,7 +65,7 @@ class Volunteers(StrEnum):
 
 
 @app.command()
-def serve(  # noqa: PLR0913 - one parameter per option
+def serve(
     model: Annotated[
         str,
         typer.Option(help="Target model: a folder, a name on the model hub, or demo-target."),
@@ -254,6 +258,27 @@ def identity_show(home: HomeOption = DEFAULT_HOME) -> None:
     with clear_errors():
         home.mkdir(parents=True, exist_ok=True)
         typer.echo(Identity.load_or_create(home / "identity.pem").peer_id)
+
+
+@contextmanager
+def _database(home: Path, url: str, *, create: bool = False) -> "Iterator[Database]":
+    """The ledger's database. A SQLite file must exist already, unless it may be created."""
+    from coordinator.main import default_database
+    from coordinator.store.database import open_database
+
+    url = url or default_database(home)
+    if create:
+        home.mkdir(parents=True, exist_ok=True)
+    elif "://" not in url and not Path(url).exists():
+        raise ClearError(f"there is no ledger at {url}; name another with --home or --database-url")
+    with open_database(url) as database:
+        yield database
+
+
+def _date(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return datetime.fromtimestamp(seconds, tz=UTC).isoformat(sep=" ", timespec="seconds")
 
 
 def start_logging() -> None:

@@ -28,7 +28,7 @@ from specedge_p2p.wire.messages import (
 Clock = Callable[[], float]
 
 RESUME_WINDOW_S = 1.0
-"""How long after joining a node is not offered afresh the sessions that it may be about to resume."""
+"""After joining, a node is not offered afresh what it may be about to resume."""
 
 
 @dataclass(slots=True)

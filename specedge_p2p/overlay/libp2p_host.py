@@ -337,7 +337,8 @@ async def _running(host: Any, listen: Sequence[Multiaddr]) -> AsyncIterator[None
 
 async def _shut_down(host: Any) -> None:  # noqa: ANN401
     """Close listeners and connections ourselves: the library leaves listeners open, and says
-    good-bye to one connection after the other, which a single stalled peer could hold up."""
+    good-bye to one connection after the other, which a single stalled peer could hold up.
+    """
     swarm = host.get_network()
     with trio.CancelScope(shield=True):
         with trio.move_on_after(_CLOSE_S):
@@ -397,7 +398,8 @@ def _parse_listen(address: str) -> Multiaddr:
 
 def _check_ports(listen: Sequence[str]) -> None:
     """Refuse a taken port. libp2p listens with SO_REUSEPORT: two processes of one user would share
-    a port, and each would get half of the connections."""
+    a port, and each would get half of the connections.
+    """
     for address in listen:
         _, kind, host, _, port = address.split("/")
         family = socket.AF_INET6 if kind == "ip6" else socket.AF_INET
