@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -48,6 +49,11 @@ def limit_threads(threads: int, environ: MutableMapping[str, str] = os.environ) 
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         environ[name] = str(threads)
     environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def has_cuda_device(root: Path = Path("/")) -> bool:
+    """Whether the machine shows an NVIDIA device; asked without torch, which takes seconds."""
+    return (root / "dev" / "nvidia0").exists()
 
 
 def benchmark(

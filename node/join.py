@@ -1,16 +1,18 @@
 """The join loop: find a coordinator, serve it, come back after every loss until told to leave."""
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
+from specedge_p2p.overlay.discovery import FoundCoordinator
 
-from node.drafter import Drafter
+from node.drafter import Drafter, DrafterSettings
+from node.hardware import Benchmark
 from node.link import ReplayLink, backoff_s, delayed
 from node.receipts import ReceiptBook
-from node.selection import Candidate, draft_model_for, in_order
+from node.selection import draft_model_for, in_order
 from node.settings import NodeSettings
 from node.worker import (
     LinkEnd,
@@ -38,7 +40,7 @@ class Draft:
     name: str
     model: LanguageModel
     tokenizer_fingerprint: bytes
-    level_time_s: float
+    measured: Benchmark
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class JoinPorts:
     """
 
     overlay: Overlay
-    find: Callable[[], Awaitable[tuple[Candidate, ...]]]
+    find: Callable[[], Awaitable[Sequence[FoundCoordinator]]]
     prepare: Callable[[str], Awaitable[Draft]]
     receipts: ReceiptBook
     jitter: Callable[[], float]
@@ -105,7 +107,7 @@ class JoinLoop:
         if not found:
             log.warning("no coordinator answers")
         fingerprint = None if self._draft is None else self._draft.tokenizer_fingerprint
-        for candidate in in_order(found, fingerprint):
+        for candidate in in_order(found, fingerprint, self._settings.coordinators):
             worker = await self._worker_for(candidate)
             num_welcomes = worker.num_welcomes
             await self._serve(worker, candidate)
@@ -113,7 +115,7 @@ class JoinLoop:
                 return worker.num_welcomes > num_welcomes
         return False
 
-    async def _worker_for(self, candidate: Candidate) -> Worker:
+    async def _worker_for(self, candidate: FoundCoordinator) -> Worker:
         if self._worker is None:
             name = draft_model_for(self._settings.draft_model, candidate.record)
             draft = self._draft = await self._ports.prepare(name)
@@ -124,7 +126,7 @@ class JoinLoop:
                     model_fingerprint=draft.model.info.fingerprint,
                     tokenizer_fingerprint=draft.tokenizer_fingerprint,
                     max_sessions=self._settings.max_sessions,
-                    level_time_s=draft.level_time_s,
+                    level_time_s=draft.measured.level_time_s(DrafterSettings().growth.beam_width),
                     software=self._software,
                 ),
                 self._ports.receipts,
@@ -133,23 +135,24 @@ class JoinLoop:
             )
         return self._worker
 
-    async def _serve(self, worker: Worker, candidate: Candidate) -> None:
+    async def _serve(self, worker: Worker, candidate: FoundCoordinator) -> None:
         log.info("joining %s", candidate.address)
+        end: LinkEnd | Refused | None = None
         try:
             async with self._link(candidate.address) as link:
                 self._is_linked = True
-                end = await worker.serve(link)
+                end = await _served(worker, link)
         except OverlayError as error:
             log.warning("cannot reach %s: %s", candidate.address, error)
-        except Refused as refused:
-            if refused.code in FINAL_REFUSALS:
-                raise
-            log.warning("refused (%s): %s", refused.code, refused)
-        else:
-            level = logging.INFO if end is LinkEnd.LEFT else logging.WARNING
-            log.log(level, "the link ended: %s", end.value)
         finally:
             self._is_linked = False
+        if isinstance(end, Refused):
+            if end.code in FINAL_REFUSALS:
+                raise end
+            log.warning("refused (%s): %s", end.code, end)
+        elif end is not None:
+            level = logging.INFO if end is LinkEnd.LEFT else logging.WARNING
+            log.log(level, "the link ended: %s", end.value)
 
     @asynccontextmanager
     async def _link(self, address: str) -> AsyncIterator[Link]:
@@ -159,3 +162,11 @@ class JoinLoop:
             delayed(raw, settings.link_delay_s) as link,
         ):
             yield ReplayLink(link) if settings.drafting == "replay" else link
+
+
+async def _served(worker: Worker, link: Link) -> LinkEnd | Refused:
+    """A refusal as a value: an exception would leave the link's nursery wrapped in a group."""
+    try:
+        return await worker.serve(link)
+    except Refused as refused:
+        return refused

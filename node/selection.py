@@ -1,7 +1,8 @@
 """Which coordinator to draft for, and with which model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from specedge_p2p.overlay.discovery import FoundCoordinator, peer_of
 
 from node.settings import AUTO
 from specedge_p2p.identity.record import CoordinatorRecord
@@ -11,22 +12,15 @@ class NoFit(Exception):
     """No coordinator that was found can use this node; the text says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A coordinator that answered: its signed record, where, and how far away."""
-
-    address: str
-    record: CoordinatorRecord
-    round_trip_s: float
-
-
 def in_order(
-    candidates: Sequence[Candidate], fingerprint: bytes | None = None
-) -> tuple[Candidate, ...]:
+    candidates: Sequence[FoundCoordinator],
+    fingerprint: bytes | None = None,
+    by_hand: Sequence[str] = (),
+) -> tuple[FoundCoordinator, ...]:
     """The candidates that fit a tokenizer, best first.
 
-    A full coordinator comes after all others; else near ones come first, and a busy one counts as
-    up to twice as far away. Records that name no tokenizer are left to the handshake.
+    Those given by hand come first. A full coordinator comes after the others; else near ones come
+    first, and a busy one counts as up to twice as far away. Records that name no tokenizer are left to the handshake.
     """
     fitting = [
         candidate
@@ -41,9 +35,14 @@ def in_order(
             "the draft model's tokenizer does not fit any coordinator found"
             f" (they serve {', '.join(targets)})"
         )
-    return tuple(
-        sorted(fitting, key=lambda c: (c.record.load >= 1, c.round_trip_s * (1 + c.record.load)))
-    )
+    given = {peer_of(address) for address in by_hand}
+
+    def distance(candidate: FoundCoordinator) -> tuple[bool, bool, float]:
+        record = candidate.record
+        is_far = record.peer_id not in given
+        return is_far, record.load >= 1, candidate.round_trip_s * (1 + record.load)
+
+    return tuple(sorted(fitting, key=distance))
 
 
 def draft_model_for(wanted: str, record: CoordinatorRecord) -> str:

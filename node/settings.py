@@ -14,6 +14,7 @@ from specedge_p2p.identity.keys import parse_peer_id
 
 Drafting = Literal["honest", "random", "replay"]
 AUTO = "auto"
+DTYPES = (AUTO, "float32", "bfloat16", "float64")
 MAX_SESSIONS = 64
 
 
@@ -56,6 +57,8 @@ class NodeSettings:
             raise SettingsError(f"--max-sessions is 1 to {MAX_SESSIONS}, not {self.max_sessions}")
         if not 1 <= self.threads <= 1024:
             raise SettingsError(f"--threads is 1 to 1024, not {self.threads}")
+        if self.dtype not in DTYPES:
+            raise SettingsError(f"--dtype is one of {', '.join(DTYPES)}, not {self.dtype!r}")
         if not 0 <= self.link_delay_s <= 10:
             raise SettingsError("--link-delay-ms is 0 to 10000")
 
