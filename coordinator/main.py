@@ -153,7 +153,6 @@ def _application(
         RequestLimits(LimitSettings()),
         GatewayMetrics(registry),
         stop=stop,
-        num_nodes=lambda: len(coordinator.leases.nodes),
     )
     mount_dashboard(app, Queries(coordinator, ledger))
     return app

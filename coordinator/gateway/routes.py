@@ -197,7 +197,9 @@ async def create_completion(
 async def healthz(gateway: GatewayDep) -> Response:
     """Whether the process lives; 200 also while the engine is away."""
     is_ready, reason = gateway.generations.is_ready()
-    return JSONResponse({"status": "ok", "engine": {"ready": is_ready, "reason": reason}})
+    engine = {"ready": is_ready, "reason": reason}
+    num_nodes = gateway.generations.num_nodes()
+    return JSONResponse({"status": "ok", "engine": engine, "num_nodes": num_nodes})
 
 
 @router.get("/readyz")

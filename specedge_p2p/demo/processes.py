@@ -16,6 +16,7 @@ import msgspec
 import trio
 
 from specedge_p2p.errors import ClearError
+from specedge_p2p.identity.keys import Identity
 
 START_S = 180.0
 """Longest start of a process; loading torch from a cold disk takes most of it."""
@@ -59,6 +60,12 @@ class Network:
     endpoints: Endpoints
     coordinator: Child
     nodes: list[Child] = field(default_factory=list)
+    node_homes: list[Path] = field(default_factory=list)
+
+    @property
+    def peer_ids(self) -> tuple[str, ...]:
+        """Of the nodes, in order; read from the identities that they made at their start."""
+        return tuple(Identity.load(home / "identity.pem").peer_id for home in self.node_homes)
 
     def check(self) -> None:
         for child in (self.coordinator, *self.nodes):
@@ -115,7 +122,8 @@ async def _start(plan: NetworkPlan, children: list[Child]) -> Network:
         endpoints = await _read_endpoints(child, ready)
     network = Network(endpoints, child)
     for i in range(plan.num_nodes):
-        arguments = ["--home", str(plan.home / f"node-{i + 1}")]
+        home = plan.home / f"node-{i + 1}"
+        arguments = ["--home", str(home)]
         for address in endpoints.addresses:
             arguments += ["--coordinator", address]
         node = await spawn(
@@ -125,6 +133,7 @@ async def _start(plan: NetworkPlan, children: list[Child]) -> Network:
         )
         children.append(node)
         network.nodes.append(node)
+        network.node_homes.append(home)
     await _until_joined(network, plan.num_nodes)
     return network
 
