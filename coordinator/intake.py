@@ -185,6 +185,7 @@ class Intake:
             node.pinged(nonce, self._clock())
             node.post(Ping(nonce))
             await trio.sleep(self._timing.heartbeat_s)
+            self._leases.rematch()
 
     async def _handle(self, node: NodeLink, message: Message) -> None:
         match message:

@@ -27,6 +27,9 @@ from specedge_p2p.wire.messages import (
 
 Clock = Callable[[], float]
 
+RESUME_WINDOW_S = 1.0
+"""After joining, a node is not offered afresh what it may be about to resume."""
+
 
 @dataclass(slots=True)
 class Lease:
@@ -185,8 +188,17 @@ class Leases:
             session_id=session.session_id,
             volunteers=session.request.volunteers,
             nodes=frozenset(lease.peer_id for lease in leases if lease.node is not None),
-            released_by=frozenset(lease.peer_id for lease in leases if lease.is_released),
+            released_by=frozenset(
+                lease.peer_id
+                for lease in leases
+                if lease.is_released or self._may_be_resumed(lease)
+            ),
         )
+
+    def _may_be_resumed(self, lease: Lease) -> bool:
+        node = self._nodes.get(lease.peer_id)
+        is_back = node is not None and node.connected_s > self._clock() - RESUME_WINDOW_S
+        return lease.node is None and is_back
 
     def _offer(self, node: NodeLink) -> NodeOffer:
         return NodeOffer(

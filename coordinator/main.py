@@ -11,28 +11,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trio
+from dashboard.app import mount_dashboard
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from specedge_p2p.overlay.discovery import announce, serve_record
 
 from coordinator.assembly import Coordinator, Parts
 from coordinator.engine.client import ProcessEngine
 from coordinator.engine.settings import EngineSettings
 from coordinator.gateway.app import create_app
-from coordinator.gateway.auth import Authenticator
+from coordinator.gateway.auth import ApiKey, Authenticator
 from coordinator.gateway.limits import LimitSettings, RequestLimits
 from coordinator.gateway.metrics import GatewayMetrics
 from coordinator.gateway.server import ServerSettings, serve_gateway
 from coordinator.ledger.sql_ledger import SqlLedger
 from coordinator.metrics import NetworkCollector
 from coordinator.settings import CoordinatorSettings
-from coordinator.store.database import Database, open_database
+from coordinator.store.database import open_database
 from coordinator.store.keys import ApiKeys
 from coordinator.store.writer import open_writer
-from dashboard.app import mount_dashboard
 from specedge_p2p.identity.keys import Identity
 from specedge_p2p.identity.record import CoordinatorRecord, seal_record
 from specedge_p2p.lm.text import Tokenizer
-from specedge_p2p.overlay.discovery import announce, serve_record
 from specedge_p2p.overlay.libp2p_host import open_overlay
 from specedge_p2p.overlay.ports import Overlay
 from specedge_p2p.views import ContributionPoint, NetworkView, ReceiptView
@@ -44,8 +44,12 @@ GRACE_S = 3.0
 """From the wish to stop until running answers are cut."""
 
 
+def default_database(home: Path) -> str:
+    return str(home / "ledger.sqlite")
+
+
 def database_url(settings: CoordinatorSettings) -> str:
-    return settings.database_url or str(settings.home / "ledger.sqlite")
+    return settings.database_url or default_database(settings.home)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,17 @@ class Queries:
 
     async def latest_receipts(self, limit: int) -> tuple[ReceiptView, ...]:
         return await self.ledger.latest_receipts(limit)
+
+
+@dataclass(frozen=True, slots=True)
+class _KeyLookup:
+    """Implements the gateway's KeyLookup on the store."""
+
+    keys: ApiKeys
+
+    async def lookup(self, digest: bytes) -> ApiKey | None:
+        record = await self.keys.lookup_digest(digest)
+        return record and ApiKey(record.key_id, record.label, record.volunteers)
 
 
 async def run_coordinator(settings: CoordinatorSettings, ready_fd: int | None = None) -> None:
@@ -85,7 +100,7 @@ async def run_coordinator(settings: CoordinatorSettings, ready_fd: int | None = 
             open_writer(database) as writer,
             _running_engine(settings) as engine,
             open_overlay(
-                identity, listen=settings.listen, bootstrap=settings.bootstrap, dht_mode="server"
+                identity, listen=settings.listen, bootstrap=settings.bootstrap, dht="server"
             ) as overlay,
         ):
             ledger = SqlLedger(database, writer, identity, time.time)
@@ -104,7 +119,8 @@ async def run_coordinator(settings: CoordinatorSettings, ready_fd: int | None = 
             )
             server = _Server(settings, coordinator, identity, overlay)
             keys = ApiKeys(database, writer, time.time) if settings.require_keys else None
-            app = _application(server.stop, coordinator, ledger, keys)
+            auth = Authenticator(_KeyLookup(keys) if keys is not None else None)
+            app = _application(server.stop, coordinator, ledger, auth)
             await server.run(app, ready_fd)
 
 
@@ -127,13 +143,13 @@ async def _running_engine(settings: CoordinatorSettings) -> AsyncIterator[Proces
 
 
 def _application(
-    stop: trio.Event, coordinator: Coordinator, ledger: SqlLedger, keys: ApiKeys | None
+    stop: trio.Event, coordinator: Coordinator, ledger: SqlLedger, auth: Authenticator
 ) -> FastAPI:
     registry = CollectorRegistry()
     registry.register(NetworkCollector(coordinator.status))
     app = create_app(
         coordinator.generations,
-        Authenticator(keys),
+        auth,
         RequestLimits(LimitSettings()),
         GatewayMetrics(registry),
         stop=stop,
@@ -220,10 +236,3 @@ class _Server:
                 expires_at_s=now_s + RECORD_LIFETIME_S,
             ),
         )
-
-
-def open_ledger_database(url: str) -> Database:
-    """For the commands that look at a ledger; SQLite files must exist already."""
-    if "://" not in url and not Path(url).exists():
-        raise FileNotFoundError(f"there is no ledger at {url}")
-    return open_database(url)

@@ -100,7 +100,8 @@ class DelayedLink:
 
     async def aclose(self) -> None:
         self._out.close()
-        with trio.move_on_after(self._one_way_s + 1.0, shield=True):
+        deadline = trio.current_time() + self._one_way_s + 1.0
+        with trio.CancelScope(deadline=deadline, shield=True):
             await self._all_sent.wait()
         await self._link.aclose()
 

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeVar
 
 import trio
 
@@ -41,9 +40,11 @@ from specedge_p2p.wire.messages import (
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 RunLevel = Callable[[Callable[[], LevelDone]], Awaitable[LevelDone]]
 """Runs one level off the trio thread, or inline with a given duration in virtual time."""
+
+RunIo = Callable[[Callable[[], object]], Awaitable[object]]
+"""Runs a blocking call off the trio thread, or inline."""
 
 HANDSHAKE_S = 15.0
 _MAX_INBOX = 512
@@ -72,12 +73,12 @@ class LinkEnd(Enum):
     BUG = "a message of ours was not legal"
 
 
-async def run_io_inline(call: Callable[[], T]) -> T:
+async def run_io_inline(call: Callable[[], object]) -> object:
     """Blocking calls on the trio thread: for virtual time and for books in memory."""
     return call()
 
 
-async def run_io_in_thread(call: Callable[[], T]) -> T:
+async def run_io_in_thread(call: Callable[[], object]) -> object:
     return await trio.to_thread.run_sync(call)
 
 
@@ -123,7 +124,7 @@ class Worker:
         settings: WorkerSettings,
         receipts: ReceiptBook,
         run_level: RunLevel = run_level_in_thread,
-        run_io: Callable[[Callable[[], object]], Awaitable[object]] = run_io_in_thread,
+        run_io: RunIo = run_io_in_thread,
     ) -> None:
         self._drafter = drafter
         self._settings = settings
@@ -135,6 +136,7 @@ class Worker:
         self._stats = WorkerStats()
         self._leaving = trio.Event()
         self._link: _LinkLife | None = None
+        self.num_welcomes = 0
         self.num_levels = 0
         self.num_receipts = 0
         self.num_bad_receipts = 0
@@ -183,6 +185,7 @@ class Worker:
         life = _LinkLife(self, link)
         try:
             welcome = await life.shake_hands()
+            self.num_welcomes += 1
             self._link = life
             return await life.run(welcome)
         except LinkClosed:

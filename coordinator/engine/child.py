@@ -111,9 +111,9 @@ class EngineChild:
     def _step(self) -> None:
         ends_s = self._clock() + self._step_floor_s
         *failures, done = self._core.step_next()
-        if self._step_floor_s:
+        assert isinstance(done, StepDone)  # noqa: S101 - for the type checker
+        if self._step_floor_s and done.num_forward_rows:
             self._pad(ends_s)
-            assert isinstance(done, StepDone)  # noqa: S101 - for the type checker
             done = msgspec.structs.replace(done, ended_s=self._clock())
         self._connection.send(*failures, done)
 

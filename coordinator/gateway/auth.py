@@ -1,40 +1,37 @@
-"""Who is asking: API keys, known only by their digest."""
+"""Who is asking: API keys of the gateway's users."""
 
-import hashlib
-import secrets
 from dataclasses import dataclass
 from typing import Protocol
 
 from coordinator.gateway.ports import Refused, Volunteers
 
-_PREFIX = "sk-"
-_MAX_SECRET_CHARS = 256
+_MAX_KEY_CHARS = 256
 
 
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    """A key as the gateway sees it; the secret itself is never stored."""
+class KnownKey(Protocol):
+    """What the gateway needs to know of a key."""
 
-    id: str
-    label: str
-    volunteers: Volunteers = "any"
-    """Who may draft for requests that do not say it themselves."""
+    @property
+    def key_id(self) -> str: ...
 
-
-class KeyLookup(Protocol):
-    async def lookup(self, digest: bytes) -> ApiKey | None:
-        """The live key with this SHA-256 digest; None when unknown or revoked."""
+    @property
+    def volunteers(self) -> Volunteers:
+        """Who may draft for requests that do not say it themselves."""
         ...
 
 
-def new_secret() -> str:
-    """A fresh key of 256 random bits, to be shown once."""
-    return _PREFIX + secrets.token_urlsafe(32)
+class KeyLookup(Protocol):
+    async def lookup(self, key: str) -> KnownKey | None:
+        """The record of a secret; None when it is unknown or revoked."""
+        ...
 
 
-def secret_digest(secret: str) -> bytes:
-    """SHA-256. Plain, since 256 random bits leave nothing to guess or to salt."""
-    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+@dataclass(frozen=True, slots=True)
+class Anonymous:
+    """Everybody, where the gateway is open."""
+
+    volunteers: Volunteers
+    key_id: str = ""
 
 
 class Authenticator:
@@ -46,9 +43,9 @@ class Authenticator:
 
     def __init__(self, lookup: KeyLookup | None, open_volunteers: Volunteers = "any") -> None:
         self._lookup = lookup
-        self._anonymous = ApiKey(id="", label="open", volunteers=open_volunteers)
+        self._anonymous = Anonymous(open_volunteers)
 
-    async def authenticate(self, authorization: str | None) -> ApiKey:
+    async def authenticate(self, authorization: str | None) -> KnownKey:
         """Raises Refused(401)."""
         if self._lookup is None:
             return self._anonymous
@@ -58,9 +55,7 @@ class Authenticator:
             raise Refused(
                 401, "invalid_api_key", "No API key was given. Send 'Authorization: Bearer <key>'."
             )
-        key = None
-        if len(secret) <= _MAX_SECRET_CHARS:
-            key = await self._lookup.lookup(secret_digest(secret))
+        key = await self._lookup.lookup(secret) if len(secret) <= _MAX_KEY_CHARS else None
         if key is None:
             raise Refused(401, "invalid_api_key", "The API key is not known or was revoked.")
         return key

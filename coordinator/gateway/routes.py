@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from coordinator.gateway.auth import ApiKey, Authenticator
+from coordinator.gateway.auth import Authenticator, KnownKey
 from coordinator.gateway.limits import RequestLimits
 from coordinator.gateway.metrics import GatewayMetrics
 from coordinator.gateway.ports import GenerationRequest, Generations, ModelCard, Refused
@@ -43,7 +43,7 @@ class Gateway:
         # Tokenizing a long prompt takes long: it runs in a thread, one prompt at a time.
         self._tokenizing = trio.CapacityLimiter(1)
 
-    async def authenticate(self, request: Request) -> tuple[ApiKey, str]:
+    async def authenticate(self, request: Request) -> tuple[KnownKey, str]:
         """The key and the name to count its requests under. Raises Refused(401 or 429)."""
         address = f"address {request.client.host if request.client else ''}"
         try:
@@ -51,7 +51,7 @@ class Gateway:
         except Refused:
             self._limits.hit(address)  # guessing keys is limited too
             raise
-        caller = f"key {key.id}" if key.id else address
+        caller = f"key {key.key_id}" if key.key_id else address
         self._limits.hit(caller)
         return key, caller
 
@@ -61,7 +61,9 @@ class Gateway:
                 return card
         raise Refused(404, "model_not_found", f"The model '{model}' does not exist.", param="model")
 
-    async def chat(self, request: Request, body: ChatRequest, who: tuple[ApiKey, str]) -> Response:
+    async def chat(
+        self, request: Request, body: ChatRequest, who: tuple[KnownKey, str]
+    ) -> Response:
         card = self._ready_card(body.model)
         messages = [message.plain() for message in body.messages]
         prompt_ids = await trio.to_thread.run_sync(
@@ -71,7 +73,7 @@ class Gateway:
         return await self._answer(request, body, wanted, ChatShape(card.id, body.wants_usage), who)
 
     async def completion(
-        self, request: Request, body: CompletionRequest, who: tuple[ApiKey, str]
+        self, request: Request, body: CompletionRequest, who: tuple[KnownKey, str]
     ) -> Response:
         card = self._ready_card(body.model)
         prompt_ids = await trio.to_thread.run_sync(
@@ -84,19 +86,17 @@ class Gateway:
     def _ready_card(self, model: str) -> ModelCard:
         if self._stop.is_set():
             raise stopping_refusal()
-        card = self.card(model)
         is_ready, reason = self.generations.is_ready()
         if not is_ready:
-            retry_after_s = _RETRY_WHILE_LOADING_S
-            raise Refused(503, "not_ready", reason, retry_after_s=retry_after_s)
-        return card
+            raise Refused(503, "not_ready", reason, retry_after_s=_RETRY_WHILE_LOADING_S)
+        return self.card(model)
 
     def _wanted(
         self,
         body: ChatRequest | CompletionRequest,
         prompt_ids: tuple[int, ...],
         card: ModelCard,
-        key: ApiKey,
+        key: KnownKey,
     ) -> GenerationRequest:
         param = "messages" if isinstance(body, ChatRequest) else "prompt"
         if not prompt_ids:
@@ -120,7 +120,7 @@ class Gateway:
             max_tokens=max_tokens,
             stop=body.stop_strings(),
             volunteers=body.volunteers or key.volunteers,
-            key_id=key.id,
+            key_id=key.key_id,
             ignore_eos=bool(body.ignore_eos),
         )
 
@@ -130,7 +130,7 @@ class Gateway:
         body: ChatRequest | CompletionRequest,
         wanted: GenerationRequest,
         shape: Shape,
-        who: tuple[ApiKey, str],
+        who: tuple[KnownKey, str],
     ) -> Response:
         since = request.state.since
         running = Running(self.generations, self._limits, self.metrics, wanted, who[1], since)
@@ -159,11 +159,11 @@ def _gateway(request: Request) -> Gateway:
 GatewayDep = Annotated[Gateway, Depends(_gateway)]
 
 
-async def _caller(request: Request, gateway: GatewayDep) -> tuple[ApiKey, str]:
+async def _caller(request: Request, gateway: GatewayDep) -> tuple[KnownKey, str]:
     return await gateway.authenticate(request)
 
 
-CallerDep = Annotated[tuple[ApiKey, str], Depends(_caller)]
+CallerDep = Annotated[tuple[KnownKey, str], Depends(_caller)]
 
 router = APIRouter()
 

@@ -1,6 +1,6 @@
 """One generation on behalf of one connected client: it ends when either of them leaves."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -92,6 +92,8 @@ class Running:
                     yield events
                 finally:
                     self.metrics.generation_left()
+                    if isinstance(events, AsyncGenerator):
+                        await events.aclose()
 
     def observe(self, event: GenerationEvent, *, is_first: bool = False) -> None:
         """Count an event of this generation."""

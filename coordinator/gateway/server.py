@@ -11,11 +11,12 @@ from hypercorn.config import Config, Sockets
 from hypercorn.trio import serve
 
 from coordinator.gateway.tasks import TaskStatus
+from specedge_p2p.errors import ClearError
 
 _logger = logging.getLogger(__name__)
 
 
-class BindError(Exception):
+class BindError(ClearError):
     """The address cannot be served; the text is one line for the person who typed it."""
 
 

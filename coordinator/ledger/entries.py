@@ -1,13 +1,12 @@
-"""What both ledgers share: what may be booked, what it earns, under which key, and its receipt."""
+"""What both ledgers share: which contributions may be booked, and how receipts are chained."""
 
 from collections.abc import Sequence
 
+from coordinator.ledger.credit import micro_credits
 from coordinator.ledger.ports import Contribution, SignedReceipt
 from specedge_p2p.identity.keys import Identity, parse_peer_id
 from specedge_p2p.identity.receipt import FIRST_PREVIOUS, ReceiptBody, issue, receipt_hash
-from specedge_p2p.names import PeerId
 
-MICRO_CREDITS_PER_TOKEN = 1_000_000
 MAX_TOKENS = 2**32
 """Per contribution: keeps every amount far inside 64 bits."""
 MAX_SESSION_ID_LENGTH = 128
@@ -26,19 +25,6 @@ def validate(contributions: Sequence[Contribution]) -> None:
         if not 0 < len(item.session_id) <= MAX_SESSION_ID_LENGTH or "\0" in item.session_id:
             raise ValueError(f"bad session id: {item}")
         parse_peer_id(item.peer_id)
-
-
-def micro_credits(contribution: Contribution) -> int:
-    return contribution.num_credited * MICRO_CREDITS_PER_TOKEN
-
-
-def node_account(peer_id: PeerId) -> str:
-    return f"node:{peer_id}"
-
-
-def idempotency_key(contribution: Contribution) -> str:
-    """Unambiguous, because neither a peer id nor a number holds a colon."""
-    return f"accepted:{contribution.session_id}:{contribution.peer_id}:{contribution.segment}"
 
 
 class Chain:

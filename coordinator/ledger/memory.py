@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from coordinator.ledger.entries import MAX_LATEST, Chain, micro_credits, validate
+from coordinator.ledger.credit import micro_credits
+from coordinator.ledger.entries import MAX_LATEST, Chain, validate
 from coordinator.ledger.ports import Contribution, Ledger, LedgerSummary, SignedReceipt
 from specedge_p2p.identity.keys import Identity
 from specedge_p2p.identity.receipt import receipt_hash
@@ -45,13 +46,13 @@ class MemoryLedger(Ledger):
         await trio.lowlevel.checkpoint()
         accepted: defaultdict[PeerId, int] = defaultdict(int)
         earned: defaultdict[PeerId, int] = defaultdict(int)
-        num_transfers = issuance = 0
+        num_transfers = mint = 0
         for _, item, _ in self._booked.values():
             accepted[item.peer_id] += item.num_accepted
             earned[item.peer_id] += micro_credits(item)
-            issuance -= micro_credits(item)
+            mint -= micro_credits(item)
             num_transfers += micro_credits(item) > 0
-        total = issuance + sum(earned.values())
+        total = mint + sum(earned.values())
         return LedgerSummary(num_transfers, total, dict(accepted), dict(earned))
 
     async def contributions(self, since_s: float, bucket_s: float) -> tuple[ContributionPoint, ...]:

@@ -1,7 +1,7 @@
 """Booking contributions inside a write transaction.
 
 Two processes may write the same database (one that is being replaced, and its successor). Each
-takes the issuance account's row first, so they come one after the other: what is read after that,
+takes the mint account's row first, so they come one after the other: what is read after that,
 the ends of the chains included, stays true until the commit.
 """
 
@@ -12,9 +12,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from coordinator.ledger.entries import Chain, idempotency_key, micro_credits, node_account
+from coordinator.ledger.credit import MINT, micro_credits, node_account, transfer
+from coordinator.ledger.entries import Chain
 from coordinator.ledger.ports import Contribution, SignedReceipt
-from coordinator.store.tables import ISSUANCE, accounts, contributions, receipts, transfers
+from coordinator.store.tables import accounts, contributions, receipts, transfers
 from specedge_p2p.identity.keys import Identity
 from specedge_p2p.names import PeerId
 
@@ -23,14 +24,14 @@ def post(
     connection: sa.Connection, items: Sequence[Contribution], identity: Identity, now_s: float
 ) -> tuple[SignedReceipt, ...]:
     """Book what is new and sign its receipts, in the order of `items`."""
-    issuance = _lock_issuance(connection)
+    mint = _lock_mint(connection)
     now_ms = int(now_s * 1000)
     new_ids = _insert_contributions(connection, items, now_ms)
     if not new_ids:
         return ()
     new = tuple(new_ids)
     account_ids = _open_accounts(connection, {item.peer_id for item in new})
-    _transfer(connection, new, issuance, account_ids, now_ms)
+    _transfer(connection, new, mint, account_ids, now_ms)
     chains = chain_ends(connection, identity.peer_id, {item.peer_id for item in new})
     signed = []
     rows = []
@@ -79,10 +80,10 @@ def chain_ends(
     return ends
 
 
-def _lock_issuance(connection: sa.Connection) -> int:
+def _lock_mint(connection: sa.Connection) -> int:
     # SQLite ignores FOR UPDATE: there BEGIN IMMEDIATE has already shut the others out.
     found: int = connection.execute(
-        sa.select(accounts.c.id).where(accounts.c.name == ISSUANCE).with_for_update()
+        sa.select(accounts.c.id).where(accounts.c.name == MINT).with_for_update()
     ).scalar_one()
     return found
 
@@ -137,7 +138,7 @@ def _open_accounts(connection: sa.Connection, peers: Iterable[PeerId]) -> dict[P
 def _transfer(
     connection: sa.Connection,
     items: Sequence[Contribution],
-    issuance: int,
+    mint: int,
     account_ids: Mapping[PeerId, int],
     now_ms: int,
 ) -> None:
@@ -145,20 +146,21 @@ def _transfer(
     rows = []
     changes: defaultdict[int, int] = defaultdict(int)
     for item in items:
-        amount, account_id = micro_credits(item), account_ids[item.peer_id]
-        if amount == 0:
+        payment = transfer(item)
+        if payment is None:
             continue
+        account_id = account_ids[item.peer_id]
         rows.append(
             {
-                "idempotency_key": idempotency_key(item),
-                "debit_account_id": issuance,
+                "idempotency_key": payment.idempotency_key,
+                "debit_account_id": mint,
                 "credit_account_id": account_id,
-                "micro_credits": amount,
+                "micro_credits": payment.amount,
                 "recorded_at_ms": now_ms,
             }
         )
-        changes[issuance] -= amount
-        changes[account_id] += amount
+        changes[mint] -= payment.amount
+        changes[account_id] += payment.amount
     if not rows:
         return
     connection.execute(transfers.insert(), rows)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from coordinator.ledger.entries import node_account
-from coordinator.store.tables import ISSUANCE, accounts, contributions, receipts, transfers
+from coordinator.ledger.credit import MINT, node_account
+from coordinator.store.tables import accounts, contributions, receipts, transfers
 from specedge_p2p.identity.receipt import (
     FIRST_PREVIOUS,
     ReceiptBody,
@@ -71,7 +71,7 @@ def _balances(connection: sa.Connection) -> Iterator[Finding]:
         total += row.balance
         if row.balance != int(row.computed):
             yield Finding(subject, f"balance {row.balance}, but transfers give {row.computed}")
-        if row.balance < 0 and row.name != ISSUANCE:
+        if row.balance < 0 and row.name != MINT:
             yield Finding(subject, f"overdrawn: {row.balance}")
     if total != 0:
         yield Finding("accounts", f"balances sum to {total}, not to 0")
@@ -162,21 +162,21 @@ def _orphans(connection: sa.Connection) -> Iterator[Finding]:
     num_transfers = connection.execute(
         sa.select(sa.func.count())
         .select_from(transfers)
-        .where(transfers.c.idempotency_key.startswith("accepted:", autoescape=True))
+        .where(transfers.c.idempotency_key.startswith("draft/", autoescape=True))
     ).scalar_one()
     if num_transfers != num_paid:
         yield Finding("transfers", f"{num_transfers - num_paid} belong to no contribution")
 
 
 def _key_in_sql() -> sa.ColumnElement[str]:
-    """`entries.idempotency_key` as an SQL expression."""
+    """`credit.idempotency_key` as an SQL expression."""
     table = contributions.c
     result: sa.ColumnElement[str] = (
-        sa.literal("accepted:")
+        sa.literal("draft/")
         + table.session_id
-        + ":"
+        + "/"
         + table.peer_id
-        + ":"
+        + "/"
         + sa.cast(table.segment, sa.Text)
     )
     return result

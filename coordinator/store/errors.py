@@ -1,7 +1,9 @@
 """What the store says when it cannot do its work."""
 
+from specedge_p2p.errors import ClearError
 
-class StoreError(Exception):
+
+class StoreError(ClearError):
     """One line for a person: what is wrong with the database and what to do about it."""
 
 

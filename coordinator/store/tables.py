@@ -10,9 +10,6 @@ import sqlalchemy as sa
 
 INT64_MAX = 2**63 - 1
 
-ISSUANCE = "issuance"
-"""The account that all credits come from; the only one that may be negative."""
-
 
 class ExactInt(sa.TypeDecorator[int]):
     """A 64-bit integer column that takes nothing but `int`: no bool, no float, no Decimal."""

@@ -16,9 +16,10 @@ import outcome
 import sqlalchemy as sa
 import trio
 
+from coordinator.ledger.credit import MINT
 from coordinator.store.database import Database, reason, shown
 from coordinator.store.errors import StoreError, StoreUnavailable
-from coordinator.store.tables import ISSUANCE, accounts
+from coordinator.store.tables import accounts
 
 T = TypeVar("T")
 
@@ -171,7 +172,7 @@ class Writer:
 def _touch(connection: sa.Connection) -> None:
     """Write a page without changing anything."""
     connection.execute(
-        accounts.update().where(accounts.c.name == ISSUANCE).values(balance=accounts.c.balance)
+        accounts.update().where(accounts.c.name == MINT).values(balance=accounts.c.balance)
     )
 
 

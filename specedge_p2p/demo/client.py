@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import httpx
 import trio
 
+from specedge_p2p.errors import ClearError
+
 PROMPTS = (
     'def read_config(path):\n    """Read a configuration file and return a dictionary."""\n',
     "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n",
@@ -16,7 +18,7 @@ PROMPTS = (
 )
 
 
-class GatewayError(Exception):
+class GatewayError(ClearError):
     """The gateway answered with an error."""
 
 

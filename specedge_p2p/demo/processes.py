@@ -15,12 +15,14 @@ import httpx
 import msgspec
 import trio
 
+from specedge_p2p.errors import ClearError
+
 START_S = 180.0
 """Longest start of a process; loading torch from a cold disk takes most of it."""
 STOP_S = 10.0
 
 
-class DemoError(Exception):
+class DemoError(ClearError):
     """The demo network cannot go on; the text says why and where the log is."""
 
 

@@ -127,6 +127,7 @@ async def test_a_sender_that_waits_is_freed_by_a_crash(
     engine = make_engine()
     await nursery.start(engine.run)
     await engine.receive()
+    await engine.send(open_session(1, PROMPT))
 
     async def crash_soon() -> None:
         await trio.sleep(0.05)

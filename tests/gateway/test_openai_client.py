@@ -7,13 +7,13 @@ import openai
 import pytest
 import trio
 from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletionMessageParam
 
-from coordinator.gateway.auth import ApiKey
 from coordinator.gateway.guard import GuardSettings
 from coordinator.gateway.limits import LimitSettings
 from coordinator.gateway.ports import Refused
 from tests.support.fake_generations import MODEL, NODE
-from tests.support.gateways import FakeKeys, Served, gateway
+from tests.support.gateways import FakeKey, FakeKeys, Served, gateway
 
 # The client leaves generators of its own to the garbage collector when a stream ends.
 pytestmark = pytest.mark.filterwarnings(
@@ -27,7 +27,7 @@ async def client_of(served: Served, key: str = "sk-any") -> AsyncIterator[AsyncO
         yield client
 
 
-HELLO = [{"role": "user", "content": "Hi"}]
+HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
 
 async def test_lists_and_retrieves_models() -> None:
@@ -73,7 +73,7 @@ async def test_chat_completion() -> None:
 
 async def test_chat_runs_to_the_context_limit_and_completion_16_tokens_by_default() -> None:
     async with gateway() as served, client_of(served) as client:
-        await client.chat.completions.create(model=MODEL, messages=HELLO)  # type: ignore[arg-type]
+        await client.chat.completions.create(model=MODEL, messages=HELLO)
         await client.completions.create(model=MODEL, prompt="Hi")
         limits = [request.max_tokens for request in served.generations.requests]
         assert limits == [None, 16]
@@ -92,7 +92,7 @@ async def test_chat_stream_with_usage() -> None:
         served.generations.say(reason="length")
         stream = await client.chat.completions.create(
             model=MODEL,
-            messages=HELLO,  # type: ignore[arg-type]
+            messages=HELLO,
             stream=True,
             stream_options={"include_usage": True},
         )
@@ -144,7 +144,11 @@ async def test_sources_tell_who_guessed_each_token() -> None:
         ({"stop": ["a", "b", "c", "d", "e"]}, "invalid_value", None),
         ({"messages": []}, "invalid_value", "messages"),
         ({"messages": [{"role": "assistant"}]}, "invalid_value", None),
-        ({"messages": [{"role": "user", "content": "x" * 300}]}, "context_length_exceeded", "messages"),
+        (
+            {"messages": [{"role": "user", "content": "x" * 300}]},
+            "context_length_exceeded",
+            "messages",
+        ),
         ({"max_tokens": 255}, "context_length_exceeded", "messages"),
         ({"volunteers": "some"}, "invalid_value", "volunteers"),
         ({"n": 2}, "unsupported_parameter", "n"),
@@ -163,7 +167,7 @@ async def test_bad_requests(body: dict[str, object], code: str, param: str | Non
         with pytest.raises(openai.BadRequestError) as caught:
             await client.chat.completions.create(
                 model=MODEL,
-                messages=HELLO,  # type: ignore[arg-type]
+                messages=HELLO,
                 extra_body=body,
             )
         assert caught.value.code == code
@@ -174,7 +178,7 @@ async def test_bad_requests(body: dict[str, object], code: str, param: str | Non
 
 
 async def test_keys() -> None:
-    keys = FakeKeys(secret=ApiKey("k1", "someone", volunteers="allowed"))
+    keys = FakeKeys(secret=FakeKey("k1", "allowed"))
     async with gateway(keys=keys) as served:
         for wrong in ("nothing", "x" * 1000):
             async with client_of(served, wrong) as client:
@@ -233,11 +237,14 @@ async def test_lost_midway() -> None:
     async with gateway() as served, client_of(served) as client:
         served.generations.say(lost=lost)
         texts = []
-        with pytest.raises(openai.APIError) as caught:
-            async for chunk in await client.completions.create(
-                model=MODEL, prompt="Hi", stream=True
-            ):
+
+        async def read() -> None:
+            stream = await client.completions.create(model=MODEL, prompt="Hi", stream=True)
+            async for chunk in stream:
                 texts.append(chunk.choices[0].text)  # noqa: PERF401 - it ends in the middle
+
+        with pytest.raises(openai.APIError) as caught:
+            await read()
         assert "".join(texts) == "Hello, world"
         assert caught.value.code == "engine_lost"
         with pytest.raises(openai.InternalServerError) as failed:
@@ -308,6 +315,12 @@ async def test_stopping_ends_answers_with_an_error(is_stream: bool) -> None:
     async with gateway() as served, client_of(served) as client:
         served.generations.say(hangs=True)
 
+        async def ask() -> None:
+            answer = await client.completions.create(model=MODEL, prompt="Hi", stream=is_stream)
+            if isinstance(answer, openai.AsyncStream):
+                async for _ in answer:
+                    pass
+
         async def stop() -> None:
             await served.until(num_live=1)
             served.stop.set()
@@ -315,11 +328,7 @@ async def test_stopping_ends_answers_with_an_error(is_stream: bool) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop)
             with pytest.raises(openai.APIError) as caught:
-                answer = await client.completions.create(
-                    model=MODEL, prompt="Hi", stream=is_stream
-                )
-                async for _ in answer:  # type: ignore[union-attr]
-                    pass
+                await ask()
         assert caught.value.code == "shutting_down"
         with trio.fail_after(1):
             await served.stopped.wait()

@@ -13,7 +13,6 @@ from node.link import ReplayLink, backoff_s, delayed
 from node.receipts import ReceiptBook
 from node.worker import LinkEnd, Refused, Worker, WorkerSettings, run_io_inline
 from specedge_p2p.identity.keys import Identity
-from specedge_p2p.identity.receipt import FIRST_PREVIOUS, ReceiptBody, issue, receipt_hash
 from specedge_p2p.lm.toy import ToyModel, ToyParams
 from specedge_p2p.overlay.memory import MemoryNetwork, MemoryOverlay
 from specedge_p2p.overlay.ports import DRAFT_PROTOCOL, Link
@@ -28,6 +27,7 @@ from specedge_p2p.wire.messages import (
     Resume,
     Tune,
 )
+from tests.support.receipt_chain import receipt_chain
 from tests.support.scripted_coordinator import ScriptedCoordinator
 
 LEVEL_S = 0.004
@@ -250,33 +250,13 @@ async def test_capacity_is_told(autojump_clock: object) -> None:
     assert "Capacity" in kinds
 
 
-def chain(count: int, signer: Identity = THERE) -> list[bytes]:
-    receipts, previous = [], FIRST_PREVIOUS
-    for sequence in range(1, count + 1):
-        body = ReceiptBody(
-            coordinator=signer.peer_id,
-            node=HERE.peer_id,
-            sequence=sequence,
-            previous=previous,
-            session_id="s",
-            segment=0,
-            num_accepted=5,
-            num_credited=5,
-            micro_credits=5_000_000,
-            issued_at_s=float(sequence),
-        )
-        receipts.append(issue(signer, body))
-        previous = receipt_hash(receipts[-1])
-    return receipts
-
-
 async def test_law5_receipt_chain_is_kept_and_missing_ones_are_asked_for(
     autojump_clock: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     scene = Scene()
-    receipts = chain(5)
+    receipts = receipt_chain(THERE, HERE.peer_id, 5)
     scene.coordinator.receipts = receipts[:2]
-    forged = chain(3, Identity.generate())[2]
+    forged = receipt_chain(Identity.generate(), HERE.peer_id, 3)[2]
     async with scene.open() as address, trio.open_nursery() as nursery:
         nursery.start_soon(scene.serve, address)
         await trio.sleep(1)

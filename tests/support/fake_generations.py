@@ -44,6 +44,11 @@ class Script:
 
 
 @dataclass
+class _Loss:
+    refusal: Refused | None = None
+
+
+@dataclass
 class FakeGenerations:
     script: Script = field(default_factory=Script)
     ready: tuple[bool, str] = (True, "")
@@ -81,11 +86,11 @@ class FakeGenerations:
             raise self.script.refusal
         self.num_live += 1
         into, events = trio.open_memory_channel[GenerationEvent](0)
-        lost = _Lost(events)
+        loss = _Loss()
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._play, request, into, lost)
-                yield lost
+                nursery.start_soon(self._play, request, into, loss)
+                yield _until_the_end(events, loss)
                 nursery.cancel_scope.cancel()
         finally:
             self.num_live -= 1
@@ -94,7 +99,7 @@ class FakeGenerations:
         self,
         request: GenerationRequest,
         into: trio.MemorySendChannel[GenerationEvent],
-        lost: "_Lost",
+        loss: _Loss,
     ) -> None:
         script = self.script
         is_first_pass = True
@@ -109,7 +114,7 @@ class FakeGenerations:
             if script.hangs:
                 await trio.sleep_forever()
             if script.lost is not None:
-                lost.refusal = script.lost
+                loss.refusal = script.lost
             else:
                 await into.send(FinishEvent(script.reason, self._stats(request)))
 
@@ -126,20 +131,11 @@ class FakeGenerations:
         )
 
 
-class _Lost:
+async def _until_the_end(
+    events: trio.MemoryReceiveChannel[GenerationEvent], loss: _Loss
+) -> AsyncIterator[GenerationEvent]:
     """Events, then the refusal if there is one."""
-
-    def __init__(self, events: trio.MemoryReceiveChannel[GenerationEvent]) -> None:
-        self._events = events
-        self.refusal: Refused | None = None
-
-    def __aiter__(self) -> "_Lost":
-        return self
-
-    async def __anext__(self) -> GenerationEvent:
-        try:
-            return await self._events.receive()
-        except trio.EndOfChannel:
-            if self.refusal is not None:
-                raise self.refusal from None
-            raise StopAsyncIteration from None
+    async for event in events:
+        yield event
+    if loss.refusal is not None:
+        raise loss.refusal

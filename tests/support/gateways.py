@@ -9,21 +9,29 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from coordinator.gateway.app import create_app
-from coordinator.gateway.auth import ApiKey, Authenticator, KeyLookup, secret_digest
+from coordinator.gateway.auth import Authenticator, KeyLookup
 from coordinator.gateway.guard import GuardSettings
 from coordinator.gateway.limits import LimitSettings, RequestLimits
 from coordinator.gateway.metrics import GatewayMetrics
+from coordinator.gateway.ports import Volunteers
 from coordinator.gateway.server import ServerSettings, serve_gateway
+from coordinator.gateway.tasks import TaskStatus
 from tests.support.fake_generations import FakeGenerations
 
 
-class FakeKeys:
-    def __init__(self, **keys: ApiKey) -> None:
-        self._keys = {secret_digest(secret): key for secret, key in keys.items()}
+@dataclass(frozen=True)
+class FakeKey:
+    key_id: str
+    volunteers: Volunteers = "any"
 
-    async def lookup(self, digest: bytes) -> ApiKey | None:
+
+class FakeKeys:
+    def __init__(self, **keys: FakeKey) -> None:
+        self._keys = keys
+
+    async def lookup(self, key: str) -> FakeKey | None:
         await trio.lowlevel.checkpoint()
-        return self._keys.get(digest)
+        return self._keys.get(key)
 
 
 @dataclass
@@ -36,7 +44,7 @@ class Served:
 
     async def until(self, num_live: int) -> None:
         """Wait until so many generations run."""
-        while self.generations.num_live != num_live:
+        while self.generations.num_live != num_live:  # noqa: ASYNC110 - seen from outside
             await trio.sleep(0.005)
 
 
@@ -59,7 +67,7 @@ async def gateway(
     )
     async with trio.open_nursery() as nursery:
 
-        async def serve(task_status: trio._core._run.TaskStatus[str]) -> None:
+        async def serve(task_status: TaskStatus[str]) -> None:
             settings = server or ServerSettings(graceful_timeout_s=2, stuck_reader_timeout_s=1)
             await serve_gateway(
                 app, "127.0.0.1:0", stop, settings=settings, task_status=task_status

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -15,6 +15,7 @@ from specedge_p2p.wire.codec import AnyMessage
 from specedge_p2p.wire.columns import pack_tokens, proposal_from_gain
 from specedge_p2p.wire.link_machine import LinkMachine
 
+_M = TypeVar("_M", bound=m.Message)
 LEASE = b"l" * 16
 VOCAB_SIZE = 50
 MAX_CONTEXT = 200
@@ -37,7 +38,7 @@ OPEN = m.Open(
 PROMPT = (1, 2, 3)
 
 
-def changed(message: Any, **fields: object) -> Any:
+def changed(message: _M, **fields: object) -> _M:
     return msgspec.structs.replace(message, **fields)
 
 

@@ -43,13 +43,12 @@ class RememberingTree:
 
     def matched(self) -> int:
         """The deepest vertex whose tokens the committed ones begin with."""
-        best = 0
-        for index in range(1, len(self.vertices) + 1):
-            tokens = self.tokens(index)
-            if tuple(self.committed[: len(tokens)]) == tokens:
-                if len(tokens) > len(self.tokens(best)):
-                    best = index
-        return best
+        agreeing = (
+            index
+            for index in range(len(self.vertices) + 1)
+            if tuple(self.committed[: len(self.tokens(index))]) == self.tokens(index)
+        )
+        return max(agreeing, key=lambda index: len(self.tokens(index)))
 
     def is_full(self) -> bool:
         return len(self.tokens(self.matched())) == len(self.committed)

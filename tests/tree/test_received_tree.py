@@ -87,7 +87,7 @@ def test_the_last_position_may_be_guessed() -> None:
 
 @given(st.data())
 def test_law1_output_depends_on_a_walk_that_equals_brute_force(data: st.DataObject) -> None:
-    """Whatever arrives in whatever order, exactly what agrees with the committed tokens is alive."""
+    """Whatever arrives when, exactly what agrees with the committed tokens is alive."""
     tokens = st.integers(0, 2)
     known = data.draw(st.lists(tokens, max_size=3))
     tree = ReceivedTree(1, 4, known, 0)

@@ -22,7 +22,8 @@ def upgrade() -> None:
     accounts = sa.table(
         "accounts", sa.column("name"), sa.column("balance"), sa.column("allow_negative")
     )
-    op.execute(accounts.insert().values(name="issuance", balance=0, allow_negative=1))
+    # The account that all credit comes from is the only one that may be negative.
+    op.execute(accounts.insert().values(name="mint", balance=0, allow_negative=1))
     if op.get_bind().dialect.name == "sqlite":
         _forbid_changes_sqlite()
     else:
