@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
-from specedge_p2p.overlay.discovery import FoundCoordinator
 
 from node.drafter import Drafter, DrafterSettings
 from node.hardware import Benchmark
@@ -25,6 +24,7 @@ from node.worker import (
     run_level_in_thread,
 )
 from specedge_p2p.lm.ports import LanguageModel
+from specedge_p2p.overlay.discovery import FoundCoordinator
 from specedge_p2p.overlay.ports import DRAFT_PROTOCOL, Link, Overlay, OverlayError
 
 log = logging.getLogger(__name__)
