@@ -45,7 +45,7 @@ def register_attention() -> str:
     return ATTENTION_NAME
 
 
-def attend(
+def attend(  # noqa: PLR0913 - transformers calls it so
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
