@@ -53,8 +53,8 @@ def fingerprint(folder: Path) -> bytes:
 
 
 def _download(name: str, patterns: tuple[str, ...], progress: Progress | None) -> Path:
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download  # noqa: PLC0415
-    from huggingface_hub.errors import (  # noqa: PLC0415
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
         LocalEntryNotFoundError,

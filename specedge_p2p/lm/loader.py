@@ -1,6 +1,5 @@
 """Load a model by name: the demo pair, a folder, or a name of the Hugging Face hub."""
 
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,8 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+)
 from transformers.utils import logging as transformers_logging
 
 from specedge_p2p.lm.files import Progress, find_model, fingerprint
@@ -71,9 +76,9 @@ def _read_config(folder: Path, name: str) -> Any:  # noqa: ANN401
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError, json.JSONDecodeError) as error:
+    except (ValueError, KeyError, OSError, StrictDataclassError) as error:
         raise ModelError(f"{name}: config.json is not understood: {_line(error)}") from error
-    if config.is_encoder_decoder or type(config) not in AutoModelForCausalLM._model_mapping:
+    if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(f"{name}: {config.model_type} is not a causal (decoder-only) model")
     text_config = config.get_text_config()
     window = getattr(text_config, "sliding_window", None)
