@@ -33,7 +33,7 @@ from specedge_p2p.overlay.ports import Overlay, OverlayError
 
 log = logging.getLogger(__name__)
 
-LEAVE_S = 1.8
+LEAVE_S = 1.5
 """Time for farewell and flush; after that the node goes without them."""
 EXPECTED_FAILURES = (SettingsError, IdentityError, ModelError, OverlayError, Refused, NoFit)
 """What a person can put right; each has one line that says how."""
@@ -120,8 +120,7 @@ class _Node:
 
     def _set_capacity(self, max_sessions: int) -> None:
         log.info("takes %d sessions from now on", max_sessions)
-        if self._loop.worker is not None:
-            self._loop.worker.set_capacity(max_sessions)
+        self._loop.set_capacity(max_sessions)
 
     async def _obey_signals(self) -> None:
         """SIGINT, SIGTERM: leave; once more: leave at once. SIGUSR1: pause or go on."""

@@ -66,7 +66,8 @@ Loss = Callable[[Tensor], Tensor]
 
 def read_corpus(folder: Path, max_files: int | None = None) -> Corpus:
     """All `.py` files below a folder, by path; every 40th by hash is held out."""
-    training, held_out = [], []
+    training: list[str] = []
+    held_out: list[str] = []
     paths = sorted(p for p in folder.rglob("*.py") if "site-packages" not in p.parts)
     for path in paths[:max_files]:
         if path.stat().st_size >= _MAX_FILE_BYTES:
@@ -162,7 +163,7 @@ def train(model: LlamaForCausalLM, loss: Loss, stream: Tensor, settings: TrainSe
         with torch.autocast(settings.device.split(":")[0], dtype=torch.bfloat16):
             result = loss(windows)
         optimizer.zero_grad()
-        result.backward()
+        torch.autograd.backward(result)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 100 == 0 or step == settings.steps - 1:
@@ -187,7 +188,7 @@ def held_out_loss(model: LlamaForCausalLM, stream: Tensor, settings: TrainSettin
     windows = stream[: len(stream) // size * size].view(-1, size)
     losses = [
         next_token_loss(model)(part.to(settings.device)) * len(part)
-        for part in windows.split(settings.batch_size)
+        for part in torch.split(windows, settings.batch_size)
     ]
     return float(torch.stack(losses).sum()) / len(windows)
 

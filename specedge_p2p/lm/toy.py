@@ -206,7 +206,8 @@ def toy_logits(params: ToyParams, token_ids: Sequence[int]) -> Floats:
     sum_first = sum_second = state = 0
     for position, token in enumerate(token_ids):
         sum_first, sum_second, state = _advance(params, (sum_first, sum_second), token, position)
-    return _logits(params, np.array([state], np.uint64))[0]
+    logits: Floats = _logits(params, np.array([state], np.uint64))[0]
+    return logits
 
 
 def toy_decode(

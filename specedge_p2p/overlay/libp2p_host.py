@@ -282,7 +282,7 @@ class _Acceptor:
     async def accept(self, stream: Any, listener: Multiaddr) -> None:  # noqa: ANN401
         """Run one inbound connection; the listener closes the socket when this returns."""
         with trio.CancelScope() as scope:
-            place = self._admission.arrive(_remote_host(stream), scope)
+            place = self._admission.arrive(_remote_host(stream), scope.cancel)
             if place is None:
                 _log.warning("too many connections from %s; one refused", _remote_host(stream))
                 return

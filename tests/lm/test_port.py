@@ -148,7 +148,8 @@ def test_law1_output_any_batching_equals_recomputing(subject: Subject, data: st.
         order = data.draw(st.permutations(range(len(shadows))))
         for sequence in order[: data.draw(st.integers(1, len(shadows)))]:
             shadow = shadows[sequence]
-            if not shadow.tail and (not shadow.prefix or data.draw(st.booleans())):
+            is_chunk = not shadow.tail and (not shadow.prefix or data.draw(st.booleans()))
+            if is_chunk:
                 tokens = data.draw(st.lists(TOKENS, min_size=1, max_size=20))
                 num_outputs = data.draw(st.integers(0, 2)) % (len(tokens) + 1)
                 batch.append(numbered(chunk(shadow, tokens, num_outputs), sequence))
@@ -165,7 +166,8 @@ def test_law1_output_any_batching_equals_recomputing(subject: Subject, data: st.
             expected = [shadow.choice(subject.logits, text) for text in row_texts]
             assert tokens_chosen.tolist() == expected
         for sequence, shadow in enumerate(shadows):
-            if shadow.tail and data.draw(st.booleans()):
+            is_compacted = bool(shadow.tail) and data.draw(st.booleans())
+            if is_compacted:
                 commit, keep = data.draw(compaction(shadow))
                 model.compact(sequence, commit, keep)
                 shadow.compact(commit, keep)

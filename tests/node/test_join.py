@@ -80,7 +80,7 @@ def test_auto_takes_the_first_suggestion() -> None:
 class World:
     """A network, a coordinator, and a join loop whose parts are all inside this process."""
 
-    def __init__(self, tmp_path: Path) -> None:
+    def __init__(self, tmp_path: Path, draft_model: str = "auto") -> None:
         self.network = MemoryNetwork()
         self.coordinator = ScriptedCoordinator(THERE)
         self.book = ReceiptBook(None, HERE.peer_id)
@@ -96,7 +96,7 @@ class World:
             run_level=_run_level,
             run_io=run_io_inline,
         )
-        self.loop = JoinLoop(NodeSettings(home=tmp_path), ports, "test")
+        self.loop = JoinLoop(NodeSettings(home=tmp_path, draft_model=draft_model), ports, "test")
 
     async def _find(self) -> list[FoundCoordinator]:
         self.asked.append(trio.current_time())
@@ -192,3 +192,17 @@ async def test_a_final_refusal_ends_the_loop_and_others_do_not(
         with pytest.raises(Refused, match="another tokenizer"):
             await world.loop.run()
     assert world.coordinator.num_links >= 3
+
+
+async def test_a_model_given_by_name_is_loaded_before_anybody_is_asked(
+    autojump_clock: object, tmp_path: Path
+) -> None:
+    world = World(tmp_path, draft_model="mine")
+    world.found = []
+    world.loop.set_capacity(0)  # paused before there is a worker
+    with trio.move_on_after(5):
+        await world.loop.run()
+    assert world.prepared == ["mine"]
+    assert world.asked[0] >= 1.0
+    assert world.loop.worker is not None
+    assert world.loop.worker.hello().max_sessions == 0

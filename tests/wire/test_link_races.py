@@ -78,7 +78,7 @@ class RacingEnds:
         seldom = [self.open, self.tune, self.resume, self.answer_resume, self.close, self.release]
         self.actions = often + seldom
         # Every run has habits of its own, so that some build up long queues and others none.
-        self.weights = [random.choice((4, 10, 40)) for _ in often]
+        self.weights: list[float] = [random.choice((4, 10, 40)) for _ in often]
         self.weights += [random.choice((0, 0.1, 1)) for _ in seldom[1:]]
         self.weights.insert(len(often), 1)
         self.to_coordinator(HELLO)
