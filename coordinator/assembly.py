@@ -80,7 +80,7 @@ class Coordinator:
             self._on_ready,
         )
         self.generations = LiveGenerations(
-            self.rounds, self.sessions, parts.codec, self.leases, self._model_card, clock
+            self.rounds, self.sessions, parts.codec, self._model_card, clock
         )
         self.status = Status(
             parts.overlay,

@@ -12,7 +12,6 @@ from coordinator.gateway.ports import (
     ModelCard,
     Refused,
 )
-from coordinator.leases import Leases
 from coordinator.rounds import Rounds
 from coordinator.sessions import Session, Sessions
 from coordinator.target_text import StoppedText, TextCodec
@@ -24,17 +23,15 @@ from specedge_p2p.noise import noise_key, seed_bytes
 class LiveGenerations:
     """Implements gateway.ports.Generations on the rounds."""
 
-    def __init__(  # noqa: PLR0913 - a door to all of these
+    def __init__(
         self,
         rounds: Rounds,
         sessions: Sessions,
         codec: TextCodec,
-        leases: Leases,
         model_card: Callable[[], ModelCard | None],
         clock: Callable[[], float],
     ) -> None:
         self._rounds, self._sessions, self._codec = rounds, sessions, codec
-        self._leases = leases
         self._model_card, self._clock = model_card, clock
         self._stopping = ""
 
@@ -53,9 +50,6 @@ class LiveGenerations:
         """Take no new requests and end the live ones with an error that the client may retry."""
         self._stopping = reason
         self._sessions.fail_all(Refused(503, "shutting_down", reason, retry_after_s=1))
-
-    def num_nodes(self) -> int:
-        return len(self._leases.nodes)
 
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._codec.encode(text))

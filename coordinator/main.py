@@ -14,7 +14,6 @@ import trio
 from dashboard.app import mount_dashboard
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from specedge_p2p.overlay.discovery import announce, serve_record
 
 from coordinator.assembly import Coordinator, Parts
 from coordinator.engine.client import ProcessEngine
@@ -33,6 +32,7 @@ from coordinator.store.writer import open_writer
 from specedge_p2p.identity.keys import Identity
 from specedge_p2p.identity.record import CoordinatorRecord, seal_record
 from specedge_p2p.lm.text import Tokenizer
+from specedge_p2p.overlay.discovery import announce, serve_record
 from specedge_p2p.overlay.libp2p_host import open_overlay
 from specedge_p2p.overlay.ports import Overlay
 from specedge_p2p.views import ContributionPoint, NetworkView, ReceiptView
@@ -141,6 +141,7 @@ def _application(
         RequestLimits(LimitSettings()),
         GatewayMetrics(registry),
         stop=stop,
+        num_nodes=lambda: len(coordinator.leases.nodes),
     )
     mount_dashboard(app, Queries(coordinator, ledger))
     return app

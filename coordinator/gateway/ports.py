@@ -98,10 +98,6 @@ class Generations(Protocol):
         """Whether requests can be served now, and why not."""
         ...
 
-    def num_nodes(self) -> int:
-        """Connected nodes."""
-        ...
-
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a plain prompt, with the tokenizer's own special tokens (BOS) in front."""
         ...

@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -114,6 +114,7 @@ async def _run(options: DemoOptions) -> None:
             _print_addresses(console, network, options)
             batch, baseline = await _serve_prompts(console, network, options)
             summary(console, batch, baseline)
+            peer_ids = network.peer_ids
             if not options.once:
                 reading = await _read_ledger(network.endpoints.database)
                 console.print(credit_table(reading.accepted_by_node, reading.micro_credits_by_node))
@@ -123,7 +124,7 @@ async def _run(options: DemoOptions) -> None:
         reading = await _read_ledger(network.endpoints.database)
     console.print(credit_table(reading.accepted_by_node, reading.micro_credits_by_node))
     if options.as_json:
-        typer.echo(json.dumps(_result(options, network, batch, baseline, reading)))
+        typer.echo(json.dumps(_result(options, peer_ids, batch, baseline, reading)))
 
 
 def _plan(options: DemoOptions, home: Path) -> NetworkPlan:
@@ -186,7 +187,11 @@ async def _stay(network: Network) -> None:
 
 
 def _result(
-    options: DemoOptions, network: Network, batch: Batch, baseline: Batch, reading: LedgerReading
+    options: DemoOptions,
+    peer_ids: Sequence[str],
+    batch: Batch,
+    baseline: Batch,
+    reading: LedgerReading,
 ) -> dict[str, object]:
     first = batch.generations[0]
     by_node = dict.fromkeys(network.peer_ids, 0)

@@ -66,9 +66,6 @@ class FakeGenerations:
     def is_ready(self) -> tuple[bool, str]:
         return self.ready
 
-    def num_nodes(self) -> int:
-        return 0
-
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(ord(character) % 1000 for character in text)
 
