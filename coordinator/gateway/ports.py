@@ -87,12 +87,19 @@ class ModelCard:
 
 
 class Generations(Protocol):
-    """The door from the gateway to the coordinator."""
+    """The door from the gateway to the coordinator.
+
+    `encode` and `encode_chat` are called in a worker thread, one call at a time.
+    """
 
     def models(self) -> tuple[ModelCard, ...]: ...
 
     def is_ready(self) -> tuple[bool, str]:
         """Whether requests can be served now, and why not."""
+        ...
+
+    def num_nodes(self) -> int:
+        """Connected nodes."""
         ...
 
     def encode(self, text: str) -> tuple[int, ...]:

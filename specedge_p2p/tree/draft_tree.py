@@ -1,0 +1,171 @@
+"""A tree of guessed tokens whose vertices keep their index for life."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+class TreeError(ValueError):
+    """Vertices that no tree can have; on the wire a fault of whoever sent them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """New vertices, parents first, in columns that cannot be written to.
+
+    Args:
+        token_ids: int32 [n].
+        parents: int32 [n], tree indices.
+        log_probs: float32 [n], natural log P(token | parent), never above 0.
+
+    Raises TreeError for columns of different lengths.
+    """
+
+    token_ids: npt.NDArray[np.int32]
+    parents: npt.NDArray[np.int32]
+    log_probs: npt.NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if not self.token_ids.shape == self.parents.shape == self.log_probs.shape:
+            raise TreeError("the columns of candidates differ in length")
+        for name in ("token_ids", "parents", "log_probs"):
+            column = getattr(self, name).view()
+            column.flags.writeable = False
+            object.__setattr__(self, name, column)
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+class Vertex:
+    """One guessed token. Read only outside this module.
+
+    `total` is the log probability of the way from the first root down to here; only differences of
+    totals mean something. `children` are keyed by token id, in the order of their arrival.
+    """
+
+    __slots__ = ("arrival", "children", "depth", "index", "log_prob", "parent", "token_id", "total")
+
+    def __init__(self, index: int, token_id: int, arrival: int) -> None:
+        self.index = index
+        self.token_id = token_id
+        self.arrival = arrival
+        self.parent = -1
+        self.log_prob = 0.0
+        self.depth = 0
+        self.total = 0.0
+        self.children: dict[int, Vertex] = {}
+
+
+class DraftTree:
+    """Live vertices below a root. Indices rise, are never renumbered and never used twice."""
+
+    __slots__ = ("_last_index", "_root", "_vertices")
+
+    def __init__(self, root_token: int, root_index: int = 0) -> None:
+        self._root = Vertex(root_index, root_token, 0)
+        self._vertices = {root_index: self._root}
+        self._last_index = root_index
+
+    @property
+    def root(self) -> int:
+        return self._root.index
+
+    def __len__(self) -> int:
+        """Live vertices, the root not counted."""
+        return len(self._vertices) - 1
+
+    def __contains__(self, index: object) -> bool:
+        return index in self._vertices
+
+    def __iter__(self) -> Iterator[int]:
+        """Live indices without the root, ascending."""
+        return (index for index in self._vertices if index != self._root.index)
+
+    def add(
+        self, index: int, parent: int, token_id: int, log_prob: float, arrival: int = 0
+    ) -> bool:
+        """Hang a vertex below `parent`; False when the parent is not alive.
+
+        Raises TreeError for an index that is not above all before it and for equal siblings.
+        """
+        if index <= self._last_index:
+            raise TreeError(f"index {index} does not follow {self._last_index}")
+        above = self._vertices.get(parent)
+        if above is None:
+            self._last_index = index
+            return False
+        if token_id in above.children:
+            raise TreeError(f"vertex {parent} has a child with token {token_id} already")
+        vertex = Vertex(index, token_id, arrival)
+        vertex.parent = parent
+        vertex.log_prob = log_prob
+        vertex.depth = above.depth + 1
+        vertex.total = above.total + log_prob
+        above.children[token_id] = vertex
+        self._vertices[index] = vertex
+        self._last_index = index
+        return True
+
+    def vertex(self, index: int) -> Vertex:
+        """The vertex itself, for walks that must be fast. KeyError when it is not alive."""
+        return self._vertices[index]
+
+    def child(self, index: int, token_id: int) -> int | None:
+        found = self._vertices[index].children.get(token_id)
+        return None if found is None else found.index
+
+    def children(self, index: int) -> Sequence[int]:
+        return tuple(child.index for child in self._vertices[index].children.values())
+
+    def token_id(self, index: int) -> int:
+        return self._vertices[index].token_id
+
+    def parent(self, index: int) -> int:
+        """The parent's index, -1 for the first root."""
+        return self._vertices[index].parent
+
+    def log_prob(self, index: int) -> float:
+        """Log probability of the vertex given its parent."""
+        return self._vertices[index].log_prob
+
+    def path_log_prob(self, index: int) -> float:
+        """Log probability of the way from the current root down to the vertex."""
+        return self._vertices[index].total - self._root.total
+
+    def depth(self, index: int) -> int:
+        """Levels below the first root, so that it never changes."""
+        return self._vertices[index].depth
+
+    def arrival(self, index: int) -> int:
+        return self._vertices[index].arrival
+
+    def path(self, index: int) -> list[int]:
+        """Indices below the root down to `index`."""
+        found = []
+        while index != self._root.index:
+            found.append(index)
+            index = self._vertices[index].parent
+        found.reverse()
+        return found
+
+    def reroot(self, index: int) -> None:
+        """Keep only `index` and what lies below it. KeyError when it is not alive."""
+        root = self._vertices[index]
+        kept = [root]
+        for vertex in kept:  # grows while it is walked: all descendants
+            kept.extend(vertex.children.values())
+        kept.sort(key=_index_of)
+        self._root = root
+        self._vertices = {vertex.index: vertex for vertex in kept}
+
+    def prune_below_root(self) -> None:
+        """Drop everything but the root."""
+        self._root.children.clear()
+        self._vertices = {self._root.index: self._root}
+
+
+def _index_of(vertex: Vertex) -> int:
+    return vertex.index

@@ -1,0 +1,121 @@
+"""The binary columns inside messages, and their way from and to arrays.
+
+A token id takes 3 bytes, a parent index 2, a log-probability 1, all little-endian: 32 vertices are
+192 bytes. Proposals are padded to size classes, so that their length tells an observer the class of
+their vertex count and nothing of the text. msgpack writes small numbers shorter, so the padding
+levels out how many bytes the numbers took as well.
+"""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from specedge_p2p.tree.draft_tree import Candidates
+from specedge_p2p.tree.growth import Gain
+from specedge_p2p.wire.errors import ProtocolError
+from specedge_p2p.wire.messages import MAX_PROPOSAL_VERTICES, MAX_VOCAB, Proposal
+
+SIZE_CLASSES = (8, 16, *range(32, MAX_PROPOSAL_VERTICES + 1, 32))
+"""Vertex counts to which proposals are padded: steps of 32 keep the padding within one bin8."""
+
+_T = TypeVar("_T", bound=np.generic)
+_NATS_PER_STEP = 1.0 / 16.0
+_LARGEST = Proposal(
+    session_no=(1 << 32) - 1,
+    tree_no=(1 << 32) - 1,
+    first_index=(1 << 16) - 1,
+    base_position=1 << 22,
+    token_ids=b"",
+    parents=b"",
+    log_probs=b"",
+)
+
+
+def pack_tokens(token_ids: Sequence[int] | npt.NDArray[np.integer]) -> bytes:
+    """3 bytes per token id. Raises ValueError for an id that does not fit."""
+    wide = np.asarray(token_ids, dtype=np.int64)
+    if wide.size and (wide.min() < 0 or wide.max() >= MAX_VOCAB):
+        raise ValueError("a token id does not fit into 24 bits")
+    return wide.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
+
+
+def unpack_tokens(packed: bytes) -> npt.NDArray[np.int32]:
+    """Token ids, int32, read-only. Raises ProtocolError when the length is no multiple of 3."""
+    if len(packed) % 3:
+        raise ProtocolError("bad-column", "a column of token ids has a broken length")
+    octets = np.frombuffer(packed, dtype=np.uint8).reshape(-1, 3).astype(np.int32)
+    return _read_only(octets[:, 0] | octets[:, 1] << 8 | octets[:, 2] << 16)
+
+
+def pack_parents(parents: Sequence[int] | npt.NDArray[np.integer]) -> bytes:
+    """2 bytes per tree index. Raises ValueError for an index that does not fit."""
+    wide = np.asarray(parents, dtype=np.int64)
+    if wide.size and (wide.min() < 0 or wide.max() >= 1 << 16):
+        raise ValueError("a parent index does not fit into 16 bits")
+    return wide.astype("<u2").tobytes()
+
+
+def pack_log_probs(log_probs: Sequence[float] | npt.NDArray[np.floating]) -> bytes:
+    """1 byte per edge, in 1/16 nat, saturating at 255; what is no number counts as impossible."""
+    nats = -np.asarray(log_probs, dtype=np.float64)
+    steps = np.clip(np.nan_to_num(nats, nan=np.inf, posinf=255.0) / _NATS_PER_STEP, 0, 255)
+    return np.rint(steps).astype(np.uint8).tobytes()
+
+
+def unpack_candidates(token_ids: bytes, parents: bytes, log_probs: bytes) -> Candidates:
+    """The columns of a proposal as arrays. Raises ProtocolError when their lengths disagree."""
+    count = len(log_probs)
+    if len(token_ids) != 3 * count or len(parents) != 2 * count:
+        raise ProtocolError("bad-column", "the columns of a proposal have different lengths")
+    steps = np.frombuffer(log_probs, dtype=np.uint8).astype(np.float32)
+    return Candidates(
+        token_ids=unpack_tokens(token_ids),
+        parents=_read_only(np.frombuffer(parents, dtype="<u2").astype(np.int32)),
+        log_probs=_read_only(-steps * np.float32(_NATS_PER_STEP)),
+    )
+
+
+def candidates(proposal: Proposal) -> Candidates:
+    """The vertices that a proposal brings. Raises ProtocolError when its columns disagree."""
+    return unpack_candidates(proposal.token_ids, proposal.parents, proposal.log_probs)
+
+
+def proposal_from_gain(session_no: int, gain: Gain) -> Proposal:
+    """A gain as a message, padded to its size class. Raises ValueError beyond the largest class."""
+    return padded(
+        Proposal(
+            session_no=session_no,
+            tree_no=gain.tree_no,
+            first_index=gain.first_index,
+            base_position=gain.base_position,
+            token_ids=pack_tokens(gain.candidates.token_ids),
+            parents=pack_parents(gain.candidates.parents),
+            log_probs=pack_log_probs(gain.candidates.log_probs),
+        )
+    )
+
+
+def padded(proposal: Proposal) -> Proposal:
+    """The same proposal, as long on the wire as all others of its size class."""
+    bare = msgspec.structs.replace(proposal, padding=b"")
+    length = len(msgspec.msgpack.encode(bare))
+    return msgspec.structs.replace(bare, padding=bytes(_class_bytes(len(bare.log_probs)) - length))
+
+
+def _class_bytes(count: int) -> int:
+    """Length of a proposal with the largest numbers and the class's full columns, unpadded."""
+    if count > SIZE_CLASSES[-1]:
+        raise ValueError(f"a proposal holds at most {SIZE_CLASSES[-1]} vertices, not {count}")
+    size = next(size for size in SIZE_CLASSES if size >= count)
+    full = msgspec.structs.replace(
+        _LARGEST, token_ids=bytes(3 * size), parents=bytes(2 * size), log_probs=bytes(size)
+    )
+    return len(msgspec.msgpack.encode(full))
+
+
+def _read_only(array: npt.NDArray[_T]) -> npt.NDArray[_T]:
+    array.flags.writeable = False
+    return array
