@@ -90,7 +90,7 @@ def _silent_bar(name: str, progress: Progress) -> Any:  # noqa: ANN401
 
     The hub counts bytes twice, as they arrive and as they are on disk: the larger count is told.
     """
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
     most_bytes = 0
 
