@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from specedge_p2p.lm.toy import ToyModel, ToyParams, toy_decode
 
 from node.drafter import Drafter, DrafterSettings, DraftRequest
 from specedge_p2p.lm.ports import MAX_TAIL_SLOTS, Children, Rows, SamplingParams
+from specedge_p2p.lm.toy import ToyModel, ToyParams, toy_decode
 from specedge_p2p.noise import noise_key
 from specedge_p2p.tree.growth import Gain, GrowthSettings
 from specedge_p2p.wire.messages import GrowthWishes
