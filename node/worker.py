@@ -1,4 +1,5 @@
 """A node's work over all its links: shake hands, draft until a link ends, say why it ended."""
+
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
