@@ -20,7 +20,7 @@ from coordinator.assembly import Coordinator, Parts
 from coordinator.engine.client import ProcessEngine
 from coordinator.engine.settings import EngineSettings
 from coordinator.gateway.app import create_app
-from coordinator.gateway.auth import ApiKey, Authenticator
+from coordinator.gateway.auth import Authenticator
 from coordinator.gateway.limits import LimitSettings, RequestLimits
 from coordinator.gateway.metrics import GatewayMetrics
 from coordinator.gateway.server import ServerSettings, serve_gateway
@@ -69,17 +69,6 @@ class Queries:
         return await self.ledger.latest_receipts(limit)
 
 
-@dataclass(frozen=True, slots=True)
-class _KeyLookup:
-    """Implements the gateway's KeyLookup on the store."""
-
-    keys: ApiKeys
-
-    async def lookup(self, digest: bytes) -> ApiKey | None:
-        record = await self.keys.lookup_digest(digest)
-        return record and ApiKey(record.key_id, record.label, record.volunteers)
-
-
 async def run_coordinator(settings: CoordinatorSettings, ready_fd: int | None = None) -> None:
     """Serve until SIGINT or SIGTERM.
 
@@ -119,8 +108,7 @@ async def run_coordinator(settings: CoordinatorSettings, ready_fd: int | None = 
             )
             server = _Server(settings, coordinator, identity, overlay)
             keys = ApiKeys(database, writer, time.time) if settings.require_keys else None
-            auth = Authenticator(_KeyLookup(keys) if keys is not None else None)
-            app = _application(server.stop, coordinator, ledger, auth)
+            app = _application(server.stop, coordinator, ledger, Authenticator(keys))
             await server.run(app, ready_fd)
 
 
@@ -190,9 +178,10 @@ class _Server:
             )
             log.info("gateway on %s, loading %s", url, self._settings.model)
             await nursery.start(self._coordinator.run)
-            nursery.start_soon(serve_record, self._overlay, self._record)
-            nursery.start_soon(announce, self._overlay)
-            self._say_ready(url, ready_fd)
+            async with serve_record(self._overlay, self._record):
+                nursery.start_soon(announce, self._overlay)
+                self._say_ready(url, ready_fd)
+                await trio.sleep_forever()
 
     async def _stop_on_signal(self, everything: trio.CancelScope) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:

@@ -14,9 +14,10 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from specedge_p2p.demo.client import PROMPTS, Batch, GatewayError, Sampling, run_batch
+from specedge_p2p.demo.client import PROMPTS, Batch, Sampling, run_batch
 from specedge_p2p.demo.processes import DemoError, Network, NetworkPlan, running_network
 from specedge_p2p.demo.show import Palette, credit_table, summary
+from specedge_p2p.errors import ClearError, outside_groups
 from specedge_p2p.lm.text import Tokenizer
 
 WARM_UP_TOKENS = 8
@@ -95,8 +96,9 @@ def demo(
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        trio.run(_run, options, strict_exception_groups=False)
-    except (DemoError, GatewayError) as error:
+        with outside_groups():
+            trio.run(_run, options)
+    except ClearError as error:
         typer.echo(f"specedge-demo: {error}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:

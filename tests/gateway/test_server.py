@@ -97,6 +97,7 @@ async def test_health_and_readiness() -> None:
         answer = await client.get("/healthz")
         assert answer.status_code == 200
         assert answer.json()["engine"] == {"ready": False, "reason": "loading"}
+        assert answer.json()["num_nodes"] == 3
 
 
 async def test_metrics_count_requests_and_tokens() -> None:
