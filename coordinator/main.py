@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trio
-from dashboard.app import mount_dashboard
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
@@ -19,7 +18,7 @@ from coordinator.assembly import Coordinator, Parts
 from coordinator.engine.client import ProcessEngine
 from coordinator.engine.settings import EngineSettings
 from coordinator.gateway.app import create_app
-from coordinator.gateway.auth import Authenticator
+from coordinator.gateway.auth import ApiKey, Authenticator
 from coordinator.gateway.limits import LimitSettings, RequestLimits
 from coordinator.gateway.metrics import GatewayMetrics
 from coordinator.gateway.server import ServerSettings, serve_gateway
@@ -29,6 +28,7 @@ from coordinator.settings import CoordinatorSettings
 from coordinator.store.database import open_database
 from coordinator.store.keys import ApiKeys
 from coordinator.store.writer import open_writer
+from dashboard.app import mount_dashboard
 from specedge_p2p.identity.keys import Identity
 from specedge_p2p.identity.record import CoordinatorRecord, seal_record
 from specedge_p2p.lm.text import Tokenizer
@@ -67,6 +67,17 @@ class Queries:
 
     async def latest_receipts(self, limit: int) -> tuple[ReceiptView, ...]:
         return await self.ledger.latest_receipts(limit)
+
+
+@dataclass(frozen=True, slots=True)
+class _KeyLookup:
+    """Implements the gateway's KeyLookup on the store."""
+
+    keys: ApiKeys
+
+    async def lookup(self, digest: bytes) -> ApiKey | None:
+        record = await self.keys.lookup_digest(digest)
+        return record and ApiKey(record.key_id, record.label, record.volunteers)
 
 
 async def run_coordinator(settings: CoordinatorSettings, ready_fd: int | None = None) -> None:
@@ -108,7 +119,8 @@ async def run_coordinator(settings: CoordinatorSettings, ready_fd: int | None = 
             )
             server = _Server(settings, coordinator, identity, overlay)
             keys = ApiKeys(database, writer, time.time) if settings.require_keys else None
-            app = _application(server.stop, coordinator, ledger, Authenticator(keys))
+            auth = Authenticator(_KeyLookup(keys) if keys is not None else None)
+            app = _application(server.stop, coordinator, ledger, auth)
             await server.run(app, ready_fd)
 
 

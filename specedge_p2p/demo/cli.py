@@ -194,7 +194,7 @@ def _result(
     reading: LedgerReading,
 ) -> dict[str, object]:
     first = batch.generations[0]
-    by_node = dict.fromkeys(network.peer_ids, 0)
+    by_node = dict.fromkeys(peer_ids, 0)
     by_node.update(batch.num_accepted_by_node)
     has_nodes = options.num_nodes > 0
     ledger = asdict(reading)
