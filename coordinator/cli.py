@@ -16,7 +16,7 @@ from platformdirs import user_data_path
 from rich.console import Console
 from rich.table import Table
 
-from specedge_p2p.errors import ClearError
+from specedge_p2p.errors import ClearError, outside_groups
 from specedge_p2p.identity.keys import Identity, parse_peer_id
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def serve(
             limits=Limits(max_sessions=max_sessions),
         )
         start_logging()
-        trio.run(run_coordinator, settings, ready_fd, strict_exception_groups=False)
+        trio.run(run_coordinator, settings, ready_fd)
 
 
 @keys_app.command("create")
@@ -294,7 +294,8 @@ def start_logging() -> None:
 def clear_errors() -> Iterator[None]:
     """What a person can mend becomes one line and exit code 2; Ctrl-C ends quietly."""
     try:
-        yield
+        with outside_groups():
+            yield
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] in OWN_PACKAGES:
             raise

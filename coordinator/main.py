@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trio
-from dashboard.app import mount_dashboard
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from specedge_p2p.overlay.discovery import announce, serve_record
 
 from coordinator.assembly import Coordinator, Parts
 from coordinator.engine.client import ProcessEngine
@@ -30,9 +28,11 @@ from coordinator.settings import CoordinatorSettings
 from coordinator.store.database import open_database
 from coordinator.store.keys import ApiKeys
 from coordinator.store.writer import open_writer
+from dashboard.app import mount_dashboard
 from specedge_p2p.identity.keys import Identity
 from specedge_p2p.identity.record import CoordinatorRecord, seal_record
 from specedge_p2p.lm.text import Tokenizer
+from specedge_p2p.overlay.discovery import announce, serve_record
 from specedge_p2p.overlay.libp2p_host import open_overlay
 from specedge_p2p.overlay.ports import Overlay
 from specedge_p2p.views import ContributionPoint, NetworkView, ReceiptView
@@ -191,9 +191,10 @@ class _Server:
             )
             log.info("gateway on %s, loading %s", url, self._settings.model)
             await nursery.start(self._coordinator.run)
-            nursery.start_soon(serve_record, self._overlay, self._record)
-            nursery.start_soon(announce, self._overlay)
-            self._say_ready(url, ready_fd)
+            async with serve_record(self._overlay, self._record):
+                nursery.start_soon(announce, self._overlay)
+                self._say_ready(url, ready_fd)
+                await trio.sleep_forever()
 
     async def _stop_on_signal(self, everything: trio.CancelScope) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from coordinator.engine.settings import Dtype
 from specedge_p2p.names import PeerId
 
 
@@ -36,7 +37,7 @@ class CoordinatorSettings:
 
     home: Path
     model: str = "demo-target"
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
     device: str = "auto"
     threads: int = 1
     step_floor_s: float = 0.0

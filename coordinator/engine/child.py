@@ -130,7 +130,13 @@ def load_target(settings: EngineSettings) -> LanguageModel:
     """Load the real thing; imports torch, so only the child may call it. Raises ModelError."""
     from specedge_p2p.lm.loader import load_model
 
-    return load_model(settings.model, settings.dtype, settings.device)
+    return load_model(
+        settings.model,
+        dtype=settings.dtype,
+        device=settings.device,
+        cache_rows=settings.cache_rows or None,
+        threads=settings.threads or None,
+    )
 
 
 def serve(sock: socket.socket, settings: EngineSettings, load: LoadModel) -> int:

@@ -17,6 +17,7 @@ from coordinator.engine.framing import FrameCutter, FrameError, decode_from_chil
 from coordinator.engine.mailbox import Letters, Mailbox
 from coordinator.engine.messages import FromEngine, LoadFailed, Ready, ToEngine
 from coordinator.engine.settings import EngineSettings, RespawnPolicy
+from specedge_p2p.tasks import TaskStatus
 
 COMMAND = (sys.executable, "-m", "coordinator.engine.process")
 READ_BYTES = 256 * 1024
@@ -62,8 +63,9 @@ class ProcessEngine:
     async def receive(self) -> FromEngine:
         return await self._mailbox.receive()
 
-    async def run(self) -> None:
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep a child alive until cancelled, or until it is given up (`receive` then raises)."""
+        task_status.started()
         policy = self._policy
         num_quick, error = 0, "the engine was stopped"
         try:

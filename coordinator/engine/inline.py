@@ -8,6 +8,7 @@ import trio
 from coordinator.engine.core import EngineCore
 from coordinator.engine.mailbox import Letters, Mailbox
 from coordinator.engine.messages import FromEngine, StepDone, ToEngine
+from specedge_p2p.tasks import TaskStatus
 
 StepCost = Callable[[int, int], float]
 """Seconds of a step by (rows of the forward, sequences in it)."""
@@ -51,8 +52,9 @@ class InlineEngine:
             self._life.cancel()
             self._mailbox.close_inbox()
 
-    async def run(self) -> None:
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Live, crash and live again until cancelled."""
+        task_status.started()
         try:
             while True:
                 with trio.CancelScope() as self._life:

@@ -1,6 +1,9 @@
 """What an engine is started with; frozen and small enough for a command line."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+Dtype = Literal["auto", "float32", "bfloat16", "float64"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +19,7 @@ class EngineSettings:
     """
 
     model: str
-    dtype: str = "float32"
+    dtype: Dtype = "auto"
     device: str = "cpu"
     threads: int = 0
     step_floor_s: float = 0.0

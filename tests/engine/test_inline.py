@@ -34,7 +34,7 @@ async def test_steps_take_their_cost_one_after_the_other(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     engine = make_engine()
-    nursery.start_soon(engine.run)
+    await nursery.start(engine.run)
     assert not engine.is_ready
     ready = await engine.receive()
     assert isinstance(ready, Ready)
@@ -55,7 +55,7 @@ async def test_what_arrives_during_a_step_is_bound_by_the_next(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     engine = make_engine()
-    nursery.start_soon(engine.run)
+    await nursery.start(engine.run)
     await engine.receive()
     await engine.send(open_session(1, PROMPT), batch([1]), batch([1], step_no=2, sources=[3]))
     await trio.sleep(0.05)  # the first step runs and the second one waits behind it
@@ -69,7 +69,7 @@ async def test_a_full_queue_of_steps_holds_the_sender_up(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     engine = make_engine()
-    nursery.start_soon(engine.run)
+    await nursery.start(engine.run)
     await engine.receive()
     await engine.send(open_session(1, PROMPT, max_tokens=1000))
     num_sent = 0
@@ -86,7 +86,7 @@ async def test_failures_come_without_a_step(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     engine = make_engine()
-    nursery.start_soon(engine.run)
+    await nursery.start(engine.run)
     await engine.receive()
     await engine.send(open_session(1, []))
     failed = await engine.receive()
@@ -98,7 +98,7 @@ async def test_law2_one_owner_a_crash_loses_nothing_but_time(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     engine = make_engine(respawn_s=2.0)
-    nursery.start_soon(engine.run)
+    await nursery.start(engine.run)
     await engine.receive()
     await engine.send(open_session(1, PROMPT), batch([1]), batch([1], max_rows=0))
     tokens = PROMPT + (await step_done(engine)).results[0].token_ids
@@ -125,7 +125,7 @@ async def test_a_sender_that_waits_is_freed_by_a_crash(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     engine = make_engine()
-    nursery.start_soon(engine.run)
+    await nursery.start(engine.run)
     await engine.receive()
     await engine.send(open_session(1, PROMPT))
 
@@ -144,7 +144,7 @@ async def test_a_ready_of_a_past_life_does_not_count(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     engine = make_engine()
-    nursery.start_soon(engine.run)
+    await nursery.start(engine.run)
     await trio.sleep(0.1)
     engine.crash()
     await trio.sleep(0.1)
@@ -158,7 +158,7 @@ async def test_a_ready_of_a_past_life_does_not_count(
 async def test_a_stopped_engine_says_so(autojump_clock: MockClock) -> None:
     engine = make_engine()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(engine.run)
+        await nursery.start(engine.run)
         await engine.receive()
         nursery.cancel_scope.cancel()
     assert not engine.is_ready

@@ -7,9 +7,9 @@ import trio
 from fastapi import FastAPI
 
 from coordinator.gateway.server import ServerSettings, serve_gateway
-from coordinator.gateway.tasks import TaskStatus
 from dashboard.app import mount_dashboard
 from dashboard.queries import DashboardQueries
+from specedge_p2p.tasks import TaskStatus
 
 
 @asynccontextmanager
