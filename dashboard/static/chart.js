@@ -26,10 +26,10 @@ const loadScript = (src) =>
     document.head.append(script);
   });
 
-/** The next of 1, 2, 5, 10, 20, 50, ... above the highest bar. @param {number} highest */
+/** The next round number above the highest bar. @param {number} highest */
 const roundUp = (highest) => {
-  const power = 10 ** Math.floor(Math.log10(Math.max(1, highest)));
-  return power * ([1, 2, 5, 10].find((step) => step * power >= highest) ?? 10);
+  const power = 10 ** Math.max(1, Math.floor(Math.log10(highest)));
+  return power * ([1, 1.5, 2, 3, 4, 5, 6, 8, 10].find((step) => step * power >= highest) ?? 10);
 };
 
 export class Chart {
@@ -68,7 +68,7 @@ export class Chart {
       toolbar_location: null,
       tools: [],
       x_range: new Bokeh.Range1d({ start: -10, end: 0 }),
-      y_range: new Bokeh.Range1d({ start: 0, end: 1 }),
+      y_range: new Bokeh.Range1d({ start: 0, end: 10 }),
       border_fill_color: null,
       background_fill_color: null,
       outline_line_color: null,
@@ -133,7 +133,7 @@ export class Chart {
     this.latest = data;
     const isEmpty = data.series.length === 0;
     this.empty.hidden = !isEmpty;
-    this.box.classList.toggle("faint", isEmpty);
+    this.box.classList.toggle("away", isEmpty);
     this.assign(data.series);
     this.showLegend(data.series);
     if (!this.source) return;
@@ -154,7 +154,7 @@ export class Chart {
       below = above;
     }
     this.source.data = columns;
-    this.figure.y_range.end = roundUp(Math.max(1, ...below));
+    this.figure.y_range.end = roundUp(Math.max(10, ...below));
   }
 
   /** @param {any[]} series */
