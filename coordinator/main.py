@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import trio
 from fastapi import FastAPI
@@ -42,14 +41,6 @@ log = logging.getLogger(__name__)
 RECORD_LIFETIME_S = 600.0
 GRACE_S = 3.0
 """From the wish to stop until running answers are cut."""
-
-
-def default_database(home: Path) -> str:
-    return str(home / "ledger.sqlite")
-
-
-def database_url(settings: CoordinatorSettings) -> str:
-    return settings.database_url or default_database(settings.home)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +88,7 @@ async def run_coordinator(settings: CoordinatorSettings, ready_fd: int | None = 
     settings.home.mkdir(parents=True, exist_ok=True)
     identity = Identity.load_or_create(settings.home / "identity.pem")
     codec = await trio.to_thread.run_sync(Tokenizer.load, settings.model)
-    with open_database(database_url(settings)) as database:
+    with open_database(settings.database_url) as database:
         async with (
             open_writer(database) as writer,
             _running_engine(settings) as engine,
@@ -215,7 +206,7 @@ class _Server:
             "addresses": list(self._overlay.addresses),
             "gateway": url,
             "dashboard": f"{url}/dashboard",
-            "database": database_url(self._settings),
+            "database": self._settings.database_url,
         }
         for name, value in endpoints.items():
             log.info("%s %s", name, value if isinstance(value, str) else " ".join(value))
