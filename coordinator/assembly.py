@@ -103,7 +103,7 @@ class Coordinator:
             await self._was_ready.wait()
             nursery.start_soon(self.accounting.run, self._parts.timing.segment_s)
             async with self._parts.overlay.serve(DRAFT_PROTOCOL, self.intake.serve):
-                task_status.started()
+                task_status.started(None)
                 await trio.sleep_forever()
 
     async def drain(self, reason: str) -> None:

@@ -77,7 +77,9 @@ class _KeyLookup:
 
     async def lookup(self, digest: bytes) -> ApiKey | None:
         record = await self.keys.lookup_digest(digest)
-        return record and ApiKey(record.key_id, record.label, record.volunteers)
+        if record is None:
+            return None
+        return ApiKey(record.key_id, record.label, record.volunteers)
 
 
 async def run_coordinator(settings: CoordinatorSettings, ready_fd: int | None = None) -> None:

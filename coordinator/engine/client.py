@@ -65,7 +65,7 @@ class ProcessEngine:
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep a child alive until cancelled, or until it is given up (`receive` then raises)."""
-        task_status.started()
+        task_status.started(None)
         policy = self._policy
         num_quick, error = 0, "the engine was stopped"
         try:

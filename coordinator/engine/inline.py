@@ -54,7 +54,7 @@ class InlineEngine:
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Live, crash and live again until cancelled."""
-        task_status.started()
+        task_status.started(None)
         try:
             while True:
                 with trio.CancelScope() as self._life:

@@ -276,9 +276,22 @@ def _new_host(
     swarm.retry_config.max_retries = 0
     # It would dial whoever the peer store has heard of, up to half of MAX_CONNECTIONS.
     swarm.auto_connector.maybe_connect = _do_nothing
+    swarm.upgrader.muxer_multistream.new_conn = _muxing(swarm.upgrader.muxer_multistream)
     swarm._handle_inbound_connection = _Acceptor(swarm).accept
     swarm.common_stream_handler = _guarded(swarm.common_stream_handler)
     return host
+
+
+def _muxing(multistream: Any) -> Callable[[Any, ID], Awaitable[Any]]:  # noqa: ANN401
+    """The library takes its own Yamux for the name "yamux", whatever class it was given."""
+
+    async def new_connection(secured: Any, peer_id: ID) -> Any:  # noqa: ANN401
+        protocol, muxer = await multistream._selector.select(
+            secured, secured.is_initiator, multistream.negotiate_timeout
+        )
+        return multistream._annotate_connection(muxer(secured, peer_id), secured, protocol)
+
+    return new_connection
 
 
 async def _do_nothing() -> None:
