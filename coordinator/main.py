@@ -148,7 +148,7 @@ def _application(
         stop=stop,
         num_nodes=lambda: len(coordinator.leases.nodes),
     )
-    mount_dashboard(app, Queries(coordinator, ledger))
+    mount_dashboard(app, Queries(coordinator, ledger), stop=stop)
     return app
 
 
