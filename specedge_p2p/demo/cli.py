@@ -5,7 +5,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -197,8 +197,11 @@ def _result(
     by_node = dict.fromkeys(peer_ids, 0)
     by_node.update(batch.num_accepted_by_node)
     has_nodes = options.num_nodes > 0
-    ledger = asdict(reading)
-    ledger["accepted_by_node"] = dict.fromkeys(by_node, 0) | reading.accepted_by_node
+    ledger = {
+        "num_transfers": reading.num_transfers,
+        "sum": reading.sum,
+        "accepted_by_node": dict.fromkeys(by_node, 0) | reading.accepted_by_node,
+    }
     return {
         "token_ids": first.token_ids,
         "text": first.text,

@@ -118,7 +118,7 @@ async def _start(plan: NetworkPlan, children: list[Child]) -> Network:
         )
         children.append(child)
         os.close(write_fd)
-        endpoints = await _read_endpoints(child, ready)
+        endpoints = await read_endpoints(child, ready)
     network = Network(endpoints, child)
     for i in range(plan.num_nodes):
         home = plan.home / f"node-{i + 1}"
@@ -154,7 +154,7 @@ async def spawn(
     return Child(name, process, log_path)
 
 
-async def _read_endpoints(child: Child, ready: trio.abc.ReceiveStream) -> Endpoints:
+async def read_endpoints(child: Child, ready: trio.abc.ReceiveStream) -> Endpoints:
     """Wait for the one line on the ready pipe; it closes early when the process dies."""
     line = b""
     with trio.move_on_after(START_S):
