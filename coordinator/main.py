@@ -8,13 +8,10 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import trio
-from dashboard.app import mount_dashboard
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from specedge_p2p.overlay.discovery import announce, serve_record
 
 from coordinator.assembly import Coordinator, Parts
 from coordinator.engine.client import ProcessEngine
@@ -30,9 +27,11 @@ from coordinator.settings import CoordinatorSettings
 from coordinator.store.database import open_database
 from coordinator.store.keys import ApiKeys
 from coordinator.store.writer import open_writer
+from dashboard.app import mount_dashboard
 from specedge_p2p.identity.keys import Identity
 from specedge_p2p.identity.record import CoordinatorRecord, seal_record
 from specedge_p2p.lm.text import Tokenizer
+from specedge_p2p.overlay.discovery import announce, serve_record
 from specedge_p2p.overlay.libp2p_host import open_overlay
 from specedge_p2p.overlay.ports import Overlay
 from specedge_p2p.views import ContributionPoint, NetworkView, ReceiptView
@@ -42,14 +41,6 @@ log = logging.getLogger(__name__)
 RECORD_LIFETIME_S = 600.0
 GRACE_S = 3.0
 """From the wish to stop until running answers are cut."""
-
-
-def default_database(home: Path) -> str:
-    return str(home / "ledger.sqlite")
-
-
-def database_url(settings: CoordinatorSettings) -> str:
-    return settings.database_url or default_database(settings.home)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +68,9 @@ class _KeyLookup:
 
     async def lookup(self, digest: bytes) -> ApiKey | None:
         record = await self.keys.lookup_digest(digest)
-        return record and ApiKey(record.key_id, record.label, record.volunteers)
+        if record is None:
+            return None
+        return ApiKey(record.key_id, record.label, record.volunteers)
 
 
 async def run_coordinator(settings: CoordinatorSettings, ready_fd: int | None = None) -> None:
@@ -95,7 +88,7 @@ async def run_coordinator(settings: CoordinatorSettings, ready_fd: int | None = 
     settings.home.mkdir(parents=True, exist_ok=True)
     identity = Identity.load_or_create(settings.home / "identity.pem")
     codec = await trio.to_thread.run_sync(Tokenizer.load, settings.model)
-    with open_database(database_url(settings)) as database:
+    with open_database(settings.database_url) as database:
         async with (
             open_writer(database) as writer,
             _running_engine(settings) as engine,
@@ -155,7 +148,7 @@ def _application(
         stop=stop,
         num_nodes=lambda: len(coordinator.leases.nodes),
     )
-    mount_dashboard(app, Queries(coordinator, ledger))
+    mount_dashboard(app, Queries(coordinator, ledger), stop=stop)
     return app
 
 
@@ -191,9 +184,10 @@ class _Server:
             )
             log.info("gateway on %s, loading %s", url, self._settings.model)
             await nursery.start(self._coordinator.run)
-            nursery.start_soon(serve_record, self._overlay, self._record)
-            nursery.start_soon(announce, self._overlay)
-            self._say_ready(url, ready_fd)
+            async with serve_record(self._overlay, self._record):
+                nursery.start_soon(announce, self._overlay)
+                self._say_ready(url, ready_fd)
+                await trio.sleep_forever()
 
     async def _stop_on_signal(self, everything: trio.CancelScope) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -212,7 +206,7 @@ class _Server:
             "addresses": list(self._overlay.addresses),
             "gateway": url,
             "dashboard": f"{url}/dashboard",
-            "database": database_url(self._settings),
+            "database": self._settings.database_url,
         }
         for name, value in endpoints.items():
             log.info("%s %s", name, value if isinstance(value, str) else " ".join(value))

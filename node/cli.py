@@ -4,7 +4,6 @@ import logging
 import os
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -19,9 +18,11 @@ from node.receipts import ReceiptBook
 from node.settings import (
     AUTO,
     Drafting,
+    Dtype,
     NodeSettings,
     default_home,
     default_threads,
+    software_version,
 )
 from specedge_p2p.identity.keys import Identity, IdentityError
 
@@ -59,7 +60,7 @@ def root(
     ] = False,
 ) -> None:
     if show_version:
-        print(f"specedge-node {version('specedge-p2p')}")
+        print(software_version())
         raise typer.Exit
 
 
@@ -103,10 +104,7 @@ def join(
         ),
     ],
     dtype: Annotated[
-        str,
-        typer.Option(
-            help="Arithmetic: auto (float32, on a GPU bfloat16), float32, bfloat16, float64."
-        ),
+        Dtype, typer.Option(help="Arithmetic; auto is float32, on a GPU bfloat16.")
     ] = "auto",
     device: Annotated[
         str, typer.Option(help="Where the model runs: auto, cpu, cuda, cuda:1.")

@@ -6,25 +6,22 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
-from specedge_p2p.overlay.discovery import FoundCoordinator
 
 from node.drafter import Drafter, DrafterSettings
 from node.hardware import Benchmark
 from node.link import ReplayLink, backoff_s, delayed
+from node.link_life import LinkEnd, Refused, RunIo, RunLevel
 from node.receipts import ReceiptBook
 from node.selection import draft_model_for, in_order
-from node.settings import NodeSettings
+from node.settings import AUTO, NodeSettings
 from node.worker import (
-    LinkEnd,
-    Refused,
-    RunIo,
-    RunLevel,
     Worker,
     WorkerSettings,
     run_io_in_thread,
     run_level_in_thread,
 )
 from specedge_p2p.lm.ports import LanguageModel
+from specedge_p2p.overlay.discovery import FoundCoordinator
 from specedge_p2p.overlay.ports import DRAFT_PROTOCOL, Link, Overlay, OverlayError
 
 log = logging.getLogger(__name__)
@@ -74,6 +71,7 @@ class JoinLoop:
         self._worker: Worker | None = None
         self._draft: Draft | None = None
         self._scope = trio.CancelScope()
+        self._capacity = settings.max_sessions
         self._is_leaving = False
         self._is_linked = False
 
@@ -81,6 +79,12 @@ class JoinLoop:
     def worker(self) -> Worker | None:
         """None before the draft model is loaded."""
         return self._worker
+
+    def set_capacity(self, max_sessions: int) -> None:
+        """How many sessions to take from now on; 0 pauses new ones."""
+        self._capacity = max_sessions
+        if self._worker is not None:
+            self._worker.set_capacity(max_sessions)
 
     def leave(self) -> None:
         """End soon: with a farewell and a flush on an open link, else at once."""
@@ -93,6 +97,8 @@ class JoinLoop:
     async def run(self) -> None:
         num_failures = 0
         with self._scope:
+            if self._settings.draft_model != AUTO:  # a mistake in its name shows at once
+                await self._prepare(self._settings.draft_model)
             while not self._is_leaving:
                 has_served = await self._one_round()
                 num_failures = 0 if has_served else num_failures + 1
@@ -116,23 +122,28 @@ class JoinLoop:
         return False
 
     async def _worker_for(self, candidate: FoundCoordinator) -> Worker:
-        if self._worker is None:
-            name = draft_model_for(self._settings.draft_model, candidate.record)
-            draft = self._draft = await self._ports.prepare(name)
-            self._worker = Worker(
-                Drafter(draft.model),
-                WorkerSettings(
-                    draft_model=draft.name,
-                    model_fingerprint=draft.model.info.fingerprint,
-                    tokenizer_fingerprint=draft.tokenizer_fingerprint,
-                    max_sessions=self._settings.max_sessions,
-                    level_time_s=draft.measured.level_time_s(DrafterSettings().growth.beam_width),
-                    software=self._software,
-                ),
-                self._ports.receipts,
-                self._ports.run_level,
-                self._ports.run_io,
-            )
+        if self._worker is not None:
+            return self._worker
+        return await self._prepare(draft_model_for(self._settings.draft_model, candidate.record))
+
+    async def _prepare(self, name: str) -> Worker:
+        draft = self._draft = await self._ports.prepare(name)
+        beam_width = DrafterSettings().growth.beam_width
+        self._worker = Worker(
+            Drafter(draft.model),
+            WorkerSettings(
+                draft_model=draft.name,
+                model_fingerprint=draft.model.info.fingerprint,
+                tokenizer_fingerprint=draft.tokenizer_fingerprint,
+                max_sessions=self._settings.max_sessions,
+                level_time_s=draft.measured.level_time_s(beam_width),
+                software=self._software,
+            ),
+            self._ports.receipts,
+            self._ports.run_level,
+            self._ports.run_io,
+        )
+        self._worker.set_capacity(self._capacity)
         return self._worker
 
     async def _serve(self, worker: Worker, candidate: FoundCoordinator) -> None:

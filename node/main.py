@@ -7,34 +7,34 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from importlib.metadata import version
 
 import trio
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+
+from node.governor import Governor
+from node.join import Draft, JoinLoop, JoinPorts
+from node.link_life import Refused
+from node.models import prepare_draft
+from node.receipts import ReceiptBook
+from node.selection import NoFit
+from node.settings import NodeSettings, SettingsError, software_version
+from node.status import Snapshot, status_line
+from node.worker import WorkerStats
+from specedge_p2p.identity.keys import Identity, IdentityError
+from specedge_p2p.lm.ports import ModelError
 from specedge_p2p.overlay.discovery import (
     FoundCoordinator,
     KnownCoordinators,
     find_coordinators,
 )
 from specedge_p2p.overlay.libp2p_host import open_overlay
-
-from node.governor import Governor
-from node.join import Draft, JoinLoop, JoinPorts
-from node.models import prepare_draft
-from node.receipts import ReceiptBook
-from node.selection import NoFit
-from node.settings import NodeSettings, SettingsError
-from node.status import Snapshot, status_line
-from node.worker import Refused, WorkerStats
-from specedge_p2p.identity.keys import Identity, IdentityError
-from specedge_p2p.lm.ports import ModelError
 from specedge_p2p.overlay.ports import Overlay, OverlayError
 
 log = logging.getLogger(__name__)
 
-LEAVE_S = 1.8
+LEAVE_S = 1.5
 """Time for farewell and flush; after that the node goes without them."""
 EXPECTED_FAILURES = (SettingsError, IdentityError, ModelError, OverlayError, Refused, NoFit)
 """What a person can put right; each has one line that says how."""
@@ -79,10 +79,11 @@ class _Node:
         self._overlay = overlay
         self._console = console
         self._scope = scope
+        self._is_prepared = trio.Event()
         self._known = KnownCoordinators(settings.known_file)
         randomness = random.SystemRandom()
         ports = JoinPorts(overlay, self._find, self._prepare, book, randomness.random)
-        self._loop = JoinLoop(settings, ports, software=f"specedge-node {version('specedge-p2p')}")
+        self._loop = JoinLoop(settings, ports, software=software_version())
         self._governor = Governor(settings.max_sessions, self._set_capacity)
 
     async def run(self) -> BaseException | None:
@@ -105,16 +106,22 @@ class _Node:
 
     async def _prepare(self, name: str) -> Draft:
         log.info("loading the draft model %s", name)
-        draft = await trio.to_thread.run_sync(
-            prepare_draft, name, self._settings, time.perf_counter, abandon_on_cancel=True
+        # trio-stubs, which libp2p brings along, are older than trio.
+        draft: Draft = await trio.to_thread.run_sync(  # type: ignore[call-arg]
+            prepare_draft,
+            name,
+            self._settings,
+            self._console,
+            time.perf_counter,
+            abandon_on_cancel=True,
         )
+        self._is_prepared.set()
         log.info("measured, vertices per level: %s", draft.measured)
         return draft
 
     def _set_capacity(self, max_sessions: int) -> None:
         log.info("takes %d sessions from now on", max_sessions)
-        if self._loop.worker is not None:
-            self._loop.worker.set_capacity(max_sessions)
+        self._loop.set_capacity(max_sessions)
 
     async def _obey_signals(self) -> None:
         """SIGINT, SIGTERM: leave; once more: leave at once. SIGUSR1: pause or go on."""
@@ -132,6 +139,7 @@ class _Node:
                     self._loop.leave()
 
     async def _show_status(self) -> None:
+        await self._is_prepared.wait()  # until then the screen is the progress bar's
         if self._console.is_terminal:
             with Live(console=self._console, auto_refresh=False, transient=True) as live:
                 await self._status_loop(_STATUS_S, lambda t: live.update(Text(t), refresh=True))

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from specedge_p2p.overlay.discovery import FoundCoordinator, peer_of
-
 from node.settings import AUTO
 from specedge_p2p.identity.record import CoordinatorRecord
+from specedge_p2p.overlay.discovery import FoundCoordinator, peer_of
 
 
 class NoFit(Exception):
@@ -20,7 +19,8 @@ def in_order(
     """The candidates that fit a tokenizer, best first.
 
     Those given by hand come first. A full coordinator comes after the others; else near ones come
-    first, and a busy one counts as up to twice as far away. Records that name no tokenizer are left to the handshake.
+    first, and a busy one counts as up to twice as far away. Records that name no tokenizer are left
+    to the handshake.
     """
     fitting = [
         candidate

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -12,9 +13,9 @@ from multiaddr.exceptions import Error as MultiaddrError
 
 from specedge_p2p.identity.keys import parse_peer_id
 
+Dtype = Literal["auto", "float32", "bfloat16", "float64"]
 Drafting = Literal["honest", "random", "replay"]
 AUTO = "auto"
-DTYPES = (AUTO, "float32", "bfloat16", "float64")
 MAX_SESSIONS = 64
 
 
@@ -45,7 +46,7 @@ class NodeSettings:
     draft_model: str = AUTO
     max_sessions: int = 16
     threads: int = 1
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
     device: str = "auto"
     link_delay_s: float = 0.0
     drafting: Drafting = "honest"
@@ -57,8 +58,6 @@ class NodeSettings:
             raise SettingsError(f"--max-sessions is 1 to {MAX_SESSIONS}, not {self.max_sessions}")
         if not 1 <= self.threads <= 1024:
             raise SettingsError(f"--threads is 1 to 1024, not {self.threads}")
-        if self.dtype not in DTYPES:
-            raise SettingsError(f"--dtype is one of {', '.join(DTYPES)}, not {self.dtype!r}")
         if not 0 <= self.link_delay_s <= 10:
             raise SettingsError("--link-delay-ms is 0 to 10000")
 
@@ -77,6 +76,14 @@ class NodeSettings:
     @property
     def lock_file(self) -> Path:
         return self.home / "lock"
+
+
+def software_version() -> str:
+    """Name and version for people and for Hello."""
+    try:
+        return f"specedge-node {version('specedge-p2p')}"
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "specedge-node (source tree)"
 
 
 def default_home(environ: Mapping[str, str] = os.environ) -> Path:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Dtype = Literal["float32", "bfloat16", "float64"]
+Dtype = Literal["auto", "float32", "bfloat16", "float64"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class EngineSettings:
     """
 
     model: str
-    dtype: Dtype = "float32"
+    dtype: Dtype = "auto"
     device: str = "cpu"
     threads: int = 0
     step_floor_s: float = 0.0

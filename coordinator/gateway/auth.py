@@ -1,37 +1,33 @@
-"""Who is asking: API keys of the gateway's users."""
+"""Who is asking: API keys, known only by their digest."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
 from coordinator.gateway.ports import Refused, Volunteers
 
-_MAX_KEY_CHARS = 256
-
-
-class KnownKey(Protocol):
-    """What the gateway needs to know of a key."""
-
-    @property
-    def key_id(self) -> str: ...
-
-    @property
-    def volunteers(self) -> Volunteers:
-        """Who may draft for requests that do not say it themselves."""
-        ...
-
-
-class KeyLookup(Protocol):
-    async def lookup(self, key: str) -> KnownKey | None:
-        """The record of a secret; None when it is unknown or revoked."""
-        ...
+_MAX_SECRET_CHARS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Anonymous:
-    """Everybody, where the gateway is open."""
+class ApiKey:
+    """A key as the gateway sees it; the secret itself is never stored."""
 
-    volunteers: Volunteers
-    key_id: str = ""
+    id: str
+    label: str
+    volunteers: Volunteers = "any"
+    """Who may draft for requests that do not say it themselves."""
+
+
+class KeyLookup(Protocol):
+    async def lookup(self, digest: bytes) -> ApiKey | None:
+        """The live key with this SHA-256 digest; None when unknown or revoked."""
+        ...
+
+
+def secret_digest(secret: str) -> bytes:
+    """SHA-256. Plain, since 256 random bits leave nothing to guess or to salt."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
 class Authenticator:
@@ -43,9 +39,9 @@ class Authenticator:
 
     def __init__(self, lookup: KeyLookup | None, open_volunteers: Volunteers = "any") -> None:
         self._lookup = lookup
-        self._anonymous = Anonymous(open_volunteers)
+        self._anonymous = ApiKey(id="", label="open", volunteers=open_volunteers)
 
-    async def authenticate(self, authorization: str | None) -> KnownKey:
+    async def authenticate(self, authorization: str | None) -> ApiKey:
         """Raises Refused(401)."""
         if self._lookup is None:
             return self._anonymous
@@ -55,7 +51,9 @@ class Authenticator:
             raise Refused(
                 401, "invalid_api_key", "No API key was given. Send 'Authorization: Bearer <key>'."
             )
-        key = await self._lookup.lookup(secret) if len(secret) <= _MAX_KEY_CHARS else None
+        key = None
+        if len(secret) <= _MAX_SECRET_CHARS:
+            key = await self._lookup.lookup(secret_digest(secret))
         if key is None:
             raise Refused(401, "invalid_api_key", "The API key is not known or was revoked.")
         return key

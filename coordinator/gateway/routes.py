@@ -1,5 +1,6 @@
 """The routes: who asks, what for, and how the answer is written."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import trio
@@ -8,7 +9,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from coordinator.gateway.auth import Authenticator, KnownKey
+from coordinator.gateway.auth import ApiKey, Authenticator
 from coordinator.gateway.limits import RequestLimits
 from coordinator.gateway.metrics import GatewayMetrics
 from coordinator.gateway.ports import GenerationRequest, Generations, ModelCard, Refused
@@ -37,13 +38,15 @@ class Gateway:
         limits: RequestLimits,
         metrics: GatewayMetrics,
         stop: trio.Event,
+        num_nodes: Callable[[], int],
     ) -> None:
         self.generations, self.metrics, self._stop = generations, metrics, stop
+        self.num_nodes = num_nodes
         self._auth, self._limits = auth, limits
         # Tokenizing a long prompt takes long: it runs in a thread, one prompt at a time.
         self._tokenizing = trio.CapacityLimiter(1)
 
-    async def authenticate(self, request: Request) -> tuple[KnownKey, str]:
+    async def authenticate(self, request: Request) -> tuple[ApiKey, str]:
         """The key and the name to count its requests under. Raises Refused(401 or 429)."""
         address = f"address {request.client.host if request.client else ''}"
         try:
@@ -51,7 +54,7 @@ class Gateway:
         except Refused:
             self._limits.hit(address)  # guessing keys is limited too
             raise
-        caller = f"key {key.key_id}" if key.key_id else address
+        caller = f"key {key.id}" if key.id else address
         self._limits.hit(caller)
         return key, caller
 
@@ -61,9 +64,7 @@ class Gateway:
                 return card
         raise Refused(404, "model_not_found", f"The model '{model}' does not exist.", param="model")
 
-    async def chat(
-        self, request: Request, body: ChatRequest, who: tuple[KnownKey, str]
-    ) -> Response:
+    async def chat(self, request: Request, body: ChatRequest, who: tuple[ApiKey, str]) -> Response:
         card = self._ready_card(body.model)
         messages = [message.plain() for message in body.messages]
         prompt_ids = await trio.to_thread.run_sync(
@@ -73,7 +74,7 @@ class Gateway:
         return await self._answer(request, body, wanted, ChatShape(card.id, body.wants_usage), who)
 
     async def completion(
-        self, request: Request, body: CompletionRequest, who: tuple[KnownKey, str]
+        self, request: Request, body: CompletionRequest, who: tuple[ApiKey, str]
     ) -> Response:
         card = self._ready_card(body.model)
         prompt_ids = await trio.to_thread.run_sync(
@@ -96,7 +97,7 @@ class Gateway:
         body: ChatRequest | CompletionRequest,
         prompt_ids: tuple[int, ...],
         card: ModelCard,
-        key: KnownKey,
+        key: ApiKey,
     ) -> GenerationRequest:
         param = "messages" if isinstance(body, ChatRequest) else "prompt"
         if not prompt_ids:
@@ -120,7 +121,7 @@ class Gateway:
             max_tokens=max_tokens,
             stop=body.stop_strings(),
             volunteers=body.volunteers or key.volunteers,
-            key_id=key.key_id,
+            key_id=key.id,
             ignore_eos=bool(body.ignore_eos),
         )
 
@@ -130,7 +131,7 @@ class Gateway:
         body: ChatRequest | CompletionRequest,
         wanted: GenerationRequest,
         shape: Shape,
-        who: tuple[KnownKey, str],
+        who: tuple[ApiKey, str],
     ) -> Response:
         since = request.state.since
         running = Running(self.generations, self._limits, self.metrics, wanted, who[1], since)
@@ -159,11 +160,11 @@ def _gateway(request: Request) -> Gateway:
 GatewayDep = Annotated[Gateway, Depends(_gateway)]
 
 
-async def _caller(request: Request, gateway: GatewayDep) -> tuple[KnownKey, str]:
+async def _caller(request: Request, gateway: GatewayDep) -> tuple[ApiKey, str]:
     return await gateway.authenticate(request)
 
 
-CallerDep = Annotated[tuple[KnownKey, str], Depends(_caller)]
+CallerDep = Annotated[tuple[ApiKey, str], Depends(_caller)]
 
 router = APIRouter()
 
@@ -197,7 +198,8 @@ async def create_completion(
 async def healthz(gateway: GatewayDep) -> Response:
     """Whether the process lives; 200 also while the engine is away."""
     is_ready, reason = gateway.generations.is_ready()
-    return JSONResponse({"status": "ok", "engine": {"ready": is_ready, "reason": reason}})
+    engine = {"ready": is_ready, "reason": reason}
+    return JSONResponse({"status": "ok", "engine": engine, "num_nodes": gateway.num_nodes()})
 
 
 @router.get("/readyz")

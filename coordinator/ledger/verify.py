@@ -128,6 +128,7 @@ def _receipts(connection: sa.Connection) -> Iterator[Finding]:
 def _differences(row: sa.Row[tuple[object, ...]], body: ReceiptBody) -> Iterator[str]:
     expected = {
         "node": row.contributor,
+        "sequence": row.sequence,
         "session_id": row.session_id,
         "segment": row.segment,
         "num_accepted": row.num_accepted,

@@ -5,7 +5,7 @@ Both engines are synchronous, since SQLAlchemy's asynchronous ones need asyncio.
 """
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -13,8 +13,10 @@ import trio
 from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 
+from coordinator.ledger.credit import MINT
 from coordinator.store.errors import StoreError, StoreUnavailable
 from coordinator.store.migrate import migrate
+from coordinator.store.tables import accounts
 
 T = TypeVar("T")
 
@@ -35,12 +37,23 @@ def open_database(url: str) -> "Database":
     """
     parsed = parse_url(url)
     database = Database(parsed)
-    try:
-        with closing_on_error(database), database.begin() as connection:
-            migrate(connection)
-    except sa.exc.DBAPIError as error:
-        raise StoreError(f"cannot open database {shown(parsed)}: {reason(error)}") from error
+    with ExitStack() as on_error:
+        on_error.callback(database.close)
+        try:
+            with database.begin() as connection:
+                migrate(connection)
+                touch(connection)
+        except sa.exc.DBAPIError as error:
+            raise StoreError(f"cannot open database {shown(parsed)}: {reason(error)}") from error
+        on_error.pop_all()
     return database
+
+
+def touch(connection: sa.Connection) -> None:
+    """Write without changing anything, to see whether that is possible."""
+    connection.execute(
+        accounts.update().where(accounts.c.name == MINT).values(balance=accounts.c.balance)
+    )
 
 
 def parse_url(url: str) -> URL:
@@ -72,33 +85,27 @@ def reason(error: sa.exc.DBAPIError) -> str:
     return " ".join(str(error.orig).split())
 
 
-class closing_on_error:  # noqa: N801 - reads as a statement
-    """Close the database when the block fails."""
-
-    def __init__(self, database: "Database") -> None:
-        self._database = database
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._database.close()
-
-
 class Database:
     """Two pools over one database: one connection that writes, a few that read."""
 
     def __init__(self, url: URL) -> None:
         self.url = url
         self.is_sqlite = url.get_backend_name() == "sqlite"
-        self.writes = _engine(url, num_connections=1, may_write=True)
+        self._writes = _engine(url, num_connections=1, may_write=True)
         self._reads = _engine(url, num_connections=MAX_READERS, may_write=False)
         self._limiter = trio.CapacityLimiter(MAX_READERS)
 
-    def begin(self) -> Any:  # noqa: ANN401 - SQLAlchemy's context manager has no public name
-        """A write transaction, for code outside the event loop (command line, start)."""
-        return self.writes.begin()
+    def begin(self) -> AbstractContextManager[sa.Connection]:
+        """A write transaction in the calling thread; there is one connection for them."""
+        return self._writes.begin()
+
+    def write_now(self, operation: Callable[[sa.Connection], T]) -> T:
+        """Run a write transaction outside the event loop. Raises StoreUnavailable."""
+        try:
+            with self.begin() as connection:
+                return operation(connection)
+        except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
+            raise StoreUnavailable(f"cannot write {shown(self.url)}: {reason(error)}") from error
 
     def read_now(self, query: Callable[[sa.Connection], T]) -> T:
         """Run a query in the calling thread. Raises StoreUnavailable."""
@@ -113,7 +120,7 @@ class Database:
         return await trio.to_thread.run_sync(self.read_now, query, limiter=self._limiter)
 
     def close(self) -> None:
-        self.writes.dispose()
+        self._writes.dispose()
         self._reads.dispose()
 
     def __enter__(self) -> "Database":

@@ -16,10 +16,8 @@ import outcome
 import sqlalchemy as sa
 import trio
 
-from coordinator.ledger.credit import MINT
-from coordinator.store.database import Database, reason, shown
+from coordinator.store.database import Database, reason, shown, touch
 from coordinator.store.errors import StoreError, StoreUnavailable
-from coordinator.store.tables import accounts
 
 T = TypeVar("T")
 
@@ -166,14 +164,7 @@ class Writer:
         return StoreUnavailable(f"cannot write {shown(self._database.url)}: {reason(error)}")
 
     def _probe(self) -> None:
-        self._write([_Job(_touch)])
-
-
-def _touch(connection: sa.Connection) -> None:
-    """Write a page without changing anything."""
-    connection.execute(
-        accounts.update().where(accounts.c.name == MINT).values(balance=accounts.c.balance)
-    )
+        self._write([_Job(touch)])
 
 
 def _resolve(jobs: Sequence[_Job]) -> None:

@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,9 +14,10 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from specedge_p2p.demo.client import PROMPTS, Batch, GatewayError, Sampling, run_batch
+from specedge_p2p.demo.client import PROMPTS, Batch, Sampling, run_batch
 from specedge_p2p.demo.processes import DemoError, Network, NetworkPlan, running_network
 from specedge_p2p.demo.show import Palette, credit_table, summary
+from specedge_p2p.errors import ClearError, outside_groups
 from specedge_p2p.lm.text import Tokenizer
 
 WARM_UP_TOKENS = 8
@@ -95,8 +96,9 @@ def demo(
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        trio.run(_run, options, strict_exception_groups=False)
-    except (DemoError, GatewayError) as error:
+        with outside_groups():
+            trio.run(_run, options)
+    except ClearError as error:
         typer.echo(f"specedge-demo: {error}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
@@ -112,6 +114,7 @@ async def _run(options: DemoOptions) -> None:
             _print_addresses(console, network, options)
             batch, baseline = await _serve_prompts(console, network, options)
             summary(console, batch, baseline)
+            peer_ids = network.peer_ids
             if not options.once:
                 reading = await _read_ledger(network.endpoints.database)
                 console.print(credit_table(reading.accepted_by_node, reading.micro_credits_by_node))
@@ -121,7 +124,7 @@ async def _run(options: DemoOptions) -> None:
         reading = await _read_ledger(network.endpoints.database)
     console.print(credit_table(reading.accepted_by_node, reading.micro_credits_by_node))
     if options.as_json:
-        typer.echo(json.dumps(_result(options, network, batch, baseline, reading)))
+        typer.echo(json.dumps(_result(options, peer_ids, batch, baseline, reading)))
 
 
 def _plan(options: DemoOptions, home: Path) -> NetworkPlan:
@@ -184,10 +187,14 @@ async def _stay(network: Network) -> None:
 
 
 def _result(
-    options: DemoOptions, network: Network, batch: Batch, baseline: Batch, reading: LedgerReading
+    options: DemoOptions,
+    peer_ids: Sequence[str],
+    batch: Batch,
+    baseline: Batch,
+    reading: LedgerReading,
 ) -> dict[str, object]:
     first = batch.generations[0]
-    by_node = dict.fromkeys(network.peer_ids, 0)
+    by_node = dict.fromkeys(peer_ids, 0)
     by_node.update(batch.num_accepted_by_node)
     has_nodes = options.num_nodes > 0
     ledger = asdict(reading)

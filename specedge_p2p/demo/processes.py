@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import httpx
 import msgspec
 import trio
 
 from specedge_p2p.errors import ClearError
+from specedge_p2p.identity.keys import Identity
 
 START_S = 180.0
 """Longest start of a process; loading torch from a cold disk takes most of it."""
@@ -59,6 +59,12 @@ class Network:
     endpoints: Endpoints
     coordinator: Child
     nodes: list[Child] = field(default_factory=list)
+    node_homes: list[Path] = field(default_factory=list)
+
+    @property
+    def peer_ids(self) -> tuple[str, ...]:
+        """Of the nodes, in order; read from the identities that they made at their start."""
+        return tuple(Identity.load(home / "identity.pem").peer_id for home in self.node_homes)
 
     def check(self) -> None:
         for child in (self.coordinator, *self.nodes):
@@ -102,7 +108,7 @@ async def stop(children: Sequence[Child]) -> None:
 
 async def _start(plan: NetworkPlan, children: list[Child]) -> Network:
     read_fd, write_fd = os.pipe()
-    with os.fdopen(read_fd, "rb") as ready:
+    async with trio.lowlevel.FdStream(read_fd) as ready:
         arguments = ["--ready-fd", str(write_fd), "--home", str(plan.home / "coordinator")]
         child = await spawn(
             "the coordinator",
@@ -115,7 +121,8 @@ async def _start(plan: NetworkPlan, children: list[Child]) -> Network:
         endpoints = await _read_endpoints(child, ready)
     network = Network(endpoints, child)
     for i in range(plan.num_nodes):
-        arguments = ["--home", str(plan.home / f"node-{i + 1}")]
+        home = plan.home / f"node-{i + 1}"
+        arguments = ["--home", str(home)]
         for address in endpoints.addresses:
             arguments += ["--coordinator", address]
         node = await spawn(
@@ -125,6 +132,7 @@ async def _start(plan: NetworkPlan, children: list[Child]) -> Network:
         )
         children.append(node)
         network.nodes.append(node)
+        network.node_homes.append(home)
     await _until_joined(network, plan.num_nodes)
     return network
 
@@ -146,11 +154,12 @@ async def spawn(
     return Child(name, process, log_path)
 
 
-async def _read_endpoints(child: Child, ready: IO[bytes]) -> Endpoints:
+async def _read_endpoints(child: Child, ready: trio.abc.ReceiveStream) -> Endpoints:
     """Wait for the one line on the ready pipe; it closes early when the process dies."""
     line = b""
     with trio.move_on_after(START_S):
-        line = await trio.to_thread.run_sync(lambda: ready.readline(), abandon_on_cancel=True)
+        async for piece in ready:
+            line += piece
     if not line:
         with trio.move_on_after(1):
             await child.process.wait()

@@ -1,15 +1,20 @@
 """Load a model by name: the demo pair, a folder, or a name of the Hugging Face hub."""
 
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+)
 from transformers.utils import logging as transformers_logging
 
 from specedge_p2p.lm.files import Progress, find_model, fingerprint
@@ -17,7 +22,6 @@ from specedge_p2p.lm.ports import ModelError, ModelInfo
 from specedge_p2p.lm.runner import TransformersModel
 from specedge_p2p.lm.tree_attention import register_attention
 
-Dtype = Literal["float32", "bfloat16", "float64"]
 _DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -28,8 +32,8 @@ _DTYPES: dict[str, torch.dtype] = {
 def load_model(
     name_or_path: str,
     *,
-    dtype: Dtype = "float32",
-    device: str = "cpu",
+    dtype: str = "auto",
+    device: str = "auto",
     cache_rows: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -39,7 +43,8 @@ def load_model(
     Args:
         name_or_path: "demo-target", "demo-draft", a folder, or a hub name.
         dtype: of weights, cache and arithmetic; logits are chosen from in float32 or float64.
-        device: "cpu", "cuda" or "cuda:N".
+            "auto" is bfloat16 on a GPU and float32 elsewhere.
+        device: "cpu", "cuda", "cuda:N"; "auto" takes a GPU where there is one.
         cache_rows: rows of key-value cache; None plans them from the memory.
         threads: of this process's torch; None leaves them.
         progress: called while files are downloaded.
@@ -47,6 +52,10 @@ def load_model(
     Raises:
         ModelError: with one line that says what is wrong and what to do.
     """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
     if dtype not in _DTYPES:
         raise ModelError(f"dtype {dtype!r}: give one of {', '.join(_DTYPES)}")
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -71,9 +80,9 @@ def _read_config(folder: Path, name: str) -> Any:  # noqa: ANN401
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError, json.JSONDecodeError) as error:
+    except (ValueError, KeyError, OSError, StrictDataclassError) as error:
         raise ModelError(f"{name}: config.json is not understood: {_line(error)}") from error
-    if config.is_encoder_decoder or type(config) not in AutoModelForCausalLM._model_mapping:
+    if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(f"{name}: {config.model_type} is not a causal (decoder-only) model")
     text_config = config.get_text_config()
     window = getattr(text_config, "sliding_window", None)

@@ -26,8 +26,7 @@ class PagePool:
         """Lend pages; raises OutOfCache and lends none when there are too few."""
         if num_pages > len(self._free):
             raise OutOfCache(f"{num_pages} cache pages wanted, {len(self._free)} free")
-        taken = [self._free.pop() for _ in range(num_pages)]
-        return taken
+        return [self._free.pop() for _ in range(num_pages)]
 
     def give_back(self, pages: Sequence[int]) -> None:
         self._free.extend(pages)

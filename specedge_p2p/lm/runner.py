@@ -1,4 +1,4 @@
-"""A transformers model behind the port: ragged batches of chunks, trees and plain rows in one go."""
+"""A transformers model behind the port: chunks, trees and plain rows in one ragged forward."""
 
 import inspect
 from collections.abc import Sequence

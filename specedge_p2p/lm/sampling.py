@@ -16,8 +16,9 @@ from specedge_p2p.noise import NoiseKey, key_words
 
 _MASK = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B1
-_MAX_ELEMENTS = 1 << 24
-"""Rows are taken in slices of so many logits, so that the hashes need bounded memory."""
+_SLICE_ELEMENTS_CPU, _SLICE_ELEMENTS = 1 << 16, 1 << 24
+"""Rows are taken in slices of so many logits: on a CPU hashes then stay in its cache, on a GPU they
+need bounded memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ def token_hashes(words: Tensor, positions: Tensor, token_ids: Tensor) -> Tensor:
     """32-bit hashes int64 [R, V] from key words [R, 4], positions [R] and token ids [V]."""
     a, b, c, d = words.unbind(1)
     first = _mix32(_mix32((positions * _GOLDEN & _MASK) ^ a) ^ b)
-    second = _mix32(first ^ c) ^ d
+    second = _mix32(_mix32(first ^ c) ^ d)
     return _mix32(_mix32(token_ids ^ first[:, None]) ^ second[:, None])
 
 
@@ -73,7 +74,8 @@ def gumbel(hashes: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _slices(logits: Tensor, draws: Draws) -> list[tuple[Tensor, Draws]]:
-    size = max(1, _MAX_ELEMENTS // logits.shape[1])
+    num_elements = _SLICE_ELEMENTS_CPU if logits.device.type == "cpu" else _SLICE_ELEMENTS
+    size = max(1, num_elements // logits.shape[1])
     return [
         (logits[start : start + size], draws.part(start, start + size))
         for start in range(0, max(1, len(logits)), size)
@@ -157,8 +159,8 @@ def _first_best(scores: Tensor) -> Tensor:
 
 
 def _mix32(x: Tensor) -> Tensor:
-    x = x ^ (x >> 16)
-    x = (x * 0x7FEB352D) & _MASK
-    x = x ^ (x >> 15)
-    x = (x * 0x846CA68B) & _MASK
-    return x ^ (x >> 16)
+    x = x ^ (x >> 16)  # a tensor of its own, so the rest may be in place
+    x.mul_(0x7FEB352D).bitwise_and_(_MASK)
+    x.bitwise_xor_(x >> 15)
+    x.mul_(0x846CA68B).bitwise_and_(_MASK)
+    return x.bitwise_xor_(x >> 16)

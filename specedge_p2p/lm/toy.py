@@ -201,6 +201,15 @@ class ToyModel:
         return _logits(self._params, _mix(total[start:] ^ _mix(second[start:] + np.uint64(2))))
 
 
+def toy_logits(params: ToyParams, token_ids: Sequence[int]) -> Floats:
+    """Logits float64 [V] after the last token, without cache, slots or masks."""
+    sum_first = sum_second = state = 0
+    for position, token in enumerate(token_ids):
+        sum_first, sum_second, state = _advance(params, (sum_first, sum_second), token, position)
+    logits: Floats = _logits(params, np.array([state], np.uint64))[0]
+    return logits
+
+
 def toy_decode(
     params: ToyParams,
     prompt_ids: Sequence[int],
@@ -212,24 +221,28 @@ def toy_decode(
 
     Written without cache, slots or masks: the reference for everything that has them.
     """
-    tokens: list[int] = []
-    sum_first = sum_second = 0
-    state = 0
-    pending = list(prompt_ids)
+    tokens = list(prompt_ids)
+    sum_first = sum_second = state = 0
     for position in range(len(prompt_ids) + max_tokens):
-        if not pending:
+        if position >= len(prompt_ids):
             logits = _logits(params, np.array([state], np.uint64))[0]
-            pending.append(choose_token(logits, sampling, key, position))
-            tokens.append(pending[0])
-            if pending[0] == EOS:
+            tokens.append(choose_token(logits, sampling, key, position))
+            if tokens[-1] == EOS:
                 break
-        token = pending.pop(0)
-        first = _mix_int(token * _STEP + _mix_int(position * _STEP + params.seed))
-        sum_first = (sum_first + first) & _MASK
-        second = _mix_int(sum_first ^ _mix_int(first + 1))
-        sum_second = (sum_second + second) & _MASK
-        state = _mix_int(sum_second ^ _mix_int(second + 2))
-    return tokens
+        sums = (sum_first, sum_second)
+        sum_first, sum_second, state = _advance(params, sums, tokens[position], position)
+    return tokens[len(prompt_ids) :]
+
+
+def _advance(
+    params: ToyParams, sums: tuple[int, int], token: int, position: int
+) -> tuple[int, int, int]:
+    """One token further: the sums of both values and the state that the logits are a hash of."""
+    first = _mix_int(token * _STEP + _mix_int(position * _STEP + params.seed))
+    sum_first = (sums[0] + first) & _MASK
+    second = _mix_int(sum_first ^ _mix_int(first + 1))
+    sum_second = (sums[1] + second) & _MASK
+    return sum_first, sum_second, _mix_int(sum_second ^ _mix_int(second + 2))
 
 
 def _check_positions(rows: Rows, state: _Sequence) -> None:

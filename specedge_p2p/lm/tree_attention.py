@@ -45,7 +45,7 @@ def register_attention() -> str:
     return ATTENTION_NAME
 
 
-def attend(
+def attend(  # noqa: PLR0913 - transformers calls it so
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
@@ -62,7 +62,7 @@ def attend(
         raise ModelError("the model does not pass arguments on to its attention layers")
     if unsupported := [name for name in _UNSUPPORTED if kwargs.get(name) is not None]:
         raise ModelError(f"this model's attention needs {', '.join(unsupported)}: not supported")
-    layer = module.layer_idx
+    layer = getattr(module, "layer_idx", None)
     if not isinstance(layer, int):
         raise ModelError("the model does not number its attention layers")
     output = layer_attention.attend(

@@ -7,10 +7,9 @@ least likely to be honest, and a flood of silent sockets keeps nobody out.
 
 import ipaddress
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
-
-import trio
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +27,10 @@ LOOPBACK: Final = "loopback"
 class Place:
     """One inbound connection's place, from its arrival to its end."""
 
-    def __init__(self, admission: "Admission", group: str, scope: trio.CancelScope) -> None:
+    def __init__(self, admission: "Admission", group: str, drop: Callable[[], None]) -> None:
         self._admission = admission
         self.group = group
-        self.scope = scope
+        self.drop = drop
 
     def establish(self) -> None:
         """The handshake is done."""
@@ -56,10 +55,10 @@ class Admission:
     def num_places(self) -> int:
         return self.counts.total()
 
-    def arrive(self, host: str | None, scope: trio.CancelScope) -> Place | None:
+    def arrive(self, host: str | None, drop: Callable[[], None]) -> Place | None:
         """A place for a connection from `host` (None: unknown), or None where all are taken.
 
-        `scope` is cancelled if the connection is still pending when others need the place.
+        `drop` is called if the connection is still pending when others need the place.
         """
         group = address_group(host)
         own = [place for place in self.pending if place.group == group]
@@ -71,7 +70,7 @@ class Admission:
             return None
         if group != LOOPBACK and self.counts[group] >= self._limits.max_connections_per_address:
             return None
-        place = Place(self, group, scope)
+        place = Place(self, group, drop)
         self.pending[place] = None
         self.counts[group] += 1
         return place
@@ -79,7 +78,7 @@ class Admission:
     def _drop(self, place: Place) -> None:
         # Its task calls leave() a moment later; until then it still counts as a connection.
         del self.pending[place]
-        place.scope.cancel()
+        place.drop()
 
 
 def address_group(host: str | None) -> str:

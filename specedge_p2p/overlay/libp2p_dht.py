@@ -12,6 +12,7 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.tools.anyio_service import background_trio_service
 
+from specedge_p2p.overlay.addresses import is_plain_tcp
 from specedge_p2p.overlay.ports import OverlayError
 
 DhtMode = Literal["server", "client"]
@@ -81,17 +82,6 @@ async def running_dht(host: IHost, mode: DhtMode) -> AsyncIterator[ProviderRecor
         yield ProviderRecords(host, dht)
 
 
-def is_plain_tcp(address: str) -> bool:
-    """Whether an address is one that this overlay dials: /ip4|ip6|dns.../tcp/port, no more."""
-    parts = address.split("/")
-    return (
-        len(parts) == 5
-        and parts[1] in ("ip4", "ip6", "dns", "dns4", "dns6")
-        and parts[3] == "tcp"
-        and parts[4].isdecimal()
-    )
-
-
 def _encoded(key: str) -> bytes:
     return key.encode()
 
@@ -99,4 +89,3 @@ def _encoded(key: str) -> bytes:
 def _check_key(key: str) -> None:
     if not 2 <= len(key.encode()) <= MAX_KEY_BYTES:
         raise OverlayError(f"a key has 2 to {MAX_KEY_BYTES} bytes")
-

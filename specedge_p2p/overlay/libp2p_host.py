@@ -5,12 +5,11 @@ plaintext and mplex dialers (only Noise and only Yamux are offered), exceptions 
 (`_Guard`), silent and too many sockets (`admission`), inbound places that the library never gives
 back (`_accept`), stalled peers, half-written frames and overrun windows (`libp2p_yamux`), framing
 (`link_io`), listeners that outlive their host (`_shut_down`), a port shared unseen with another
-process (`_check_ports`), and stale DHT answers (`libp2p_dht`).
+process (`addresses.check_ports`), and stale DHT answers (`libp2p_dht`).
 """
 
 import logging
 import os
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, cast
@@ -30,11 +29,12 @@ from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
 from multiaddr import Multiaddr
 
-from specedge_p2p.identity.keys import Identity, parse_peer_id
+from specedge_p2p.identity.keys import Identity
 from specedge_p2p.names import PeerId
+from specedge_p2p.overlay.addresses import check_ports, parse_listen, reachable, split_address
 from specedge_p2p.overlay.admission import Admission, AdmissionLimits
 from specedge_p2p.overlay.guard import run_guarded
-from specedge_p2p.overlay.libp2p_dht import DhtMode, ProviderRecords, is_plain_tcp, running_dht
+from specedge_p2p.overlay.libp2p_dht import DhtMode, ProviderRecords, running_dht
 from specedge_p2p.overlay.libp2p_yamux import ENVIRONMENT, BoundedYamux, abort_connection
 from specedge_p2p.overlay.link_io import FramedLink
 from specedge_p2p.overlay.ports import LinkClosed, LinkHandler, Overlay, OverlayError
@@ -50,7 +50,6 @@ REDIAL_FIRST_S: Final = 1.0
 REDIAL_LAST_S: Final = 30.0
 RESET_S: Final = 1.0
 _CLOSE_S: Final = 5.0
-_EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - named, not bound
 
 
 class _MuxedStream:
@@ -103,7 +102,14 @@ class _MuxedStream:
 class _LibP2POverlay:
     """See `ports.Overlay`."""
 
-    def __init__(self, host: Any, records: ProviderRecords, identity: Identity) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        host: Any,  # noqa: ANN401
+        records: ProviderRecords,
+        identity: Identity,
+        nursery: trio.Nursery,
+    ) -> None:
+        self._nursery = nursery
         self._host = host
         self._swarm = host.get_network()
         self._records = records
@@ -142,12 +148,12 @@ class _LibP2POverlay:
         await self.connect(place, peer)
         stream = await self._open_stream(peer, protocol)
         link = FramedLink(peer, _MuxedStream(stream))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(link.run)
-            try:
-                yield link
-            finally:
-                await link.aclose()
+        # In the overlay's nursery, so that the caller's exceptions come out as they are.
+        self._nursery.start_soon(link.run)
+        try:
+            yield link
+        finally:
+            await link.aclose()
 
     async def provide(self, key: str) -> None:
         await self._records.provide(key)
@@ -216,32 +222,20 @@ async def open_overlay(
     """
     _quiet_library()
     bootstrap_peers = [split_address(address) for address in bootstrap]
-    listen_addresses = [_parse_listen(address) for address in listen]
-    _check_ports(listen)
-    host = _new_host(identity, listen_addresses, [_parse_listen(address) for address in announce])
+    listen_addresses = [parse_listen(address) for address in listen]
+    check_ports(listen)
+    host = _new_host(identity, listen_addresses, [parse_listen(address) for address in announce])
     swarm = host.get_network()
     async with _running(host, listen_addresses):
         if len(swarm.listeners) != len(set(listen)):
             raise OverlayError(f"cannot listen on {', '.join(listen)}")
         async with running_dht(host, dht) as records, trio.open_nursery() as nursery:
-            overlay = _LibP2POverlay(host, records, identity)
+            overlay = _LibP2POverlay(host, records, identity, nursery)
             for place, peer in bootstrap_peers:
                 if peer != identity.peer_id:
                     nursery.start_soon(_stay_connected, overlay, records, place, peer)
             yield overlay
             nursery.cancel_scope.cancel()
-
-
-def split_address(address: str) -> tuple[str, PeerId]:
-    """`/ip4/1.2.3.4/tcp/4001` and the peer id of a full address, else OverlayError."""
-    place, found, peer = address.partition("/p2p/")
-    try:
-        if not found or not is_plain_tcp(place):
-            raise ValueError("not of the form /ip4/<address>/tcp/<port>/p2p/<peer id>")
-        Multiaddr(place)
-        return place, parse_peer_id(peer)
-    except ValueError as error:
-        raise OverlayError(f"address {address!r}: {error}") from None
 
 
 async def _serve_link(handler: LinkHandler, stream: NetStream, protocol: str) -> None:
@@ -274,15 +268,34 @@ def _new_host(
         muxer_opt={TProtocol(YAMUX_ID): BoundedYamux},
         connection_config=config,
         disable_identify_address_discovery=True,
-        addrs_factory=(lambda _: list(announce)) if announce else _reachable,
+        addrs_factory=(lambda _: list(announce)) if announce else reachable,
     )
     swarm = host.get_network()
     # Its limits count connections that are gone; `admission` and `libp2p_yamux` keep ours.
     swarm.set_resource_manager(None)
     swarm.retry_config.max_retries = 0
+    # It would dial whoever the peer store has heard of, up to half of MAX_CONNECTIONS.
+    swarm.auto_connector.maybe_connect = _do_nothing
+    swarm.upgrader.muxer_multistream.new_conn = _muxing(swarm.upgrader.muxer_multistream)
     swarm._handle_inbound_connection = _Acceptor(swarm).accept
     swarm.common_stream_handler = _guarded(swarm.common_stream_handler)
     return host
+
+
+def _muxing(multistream: Any) -> Callable[[Any, ID], Awaitable[Any]]:  # noqa: ANN401
+    """The library takes its own Yamux for the name "yamux", whatever class it was given."""
+
+    async def new_connection(secured: Any, peer_id: ID) -> Any:  # noqa: ANN401
+        protocol, muxer = await multistream._selector.select(
+            secured, secured.is_initiator, multistream.negotiate_timeout
+        )
+        return multistream._annotate_connection(muxer(secured, peer_id), secured, protocol)
+
+    return new_connection
+
+
+async def _do_nothing() -> None:
+    await trio.lowlevel.checkpoint()
 
 
 class _Acceptor:
@@ -295,7 +308,7 @@ class _Acceptor:
     async def accept(self, stream: Any, listener: Multiaddr) -> None:  # noqa: ANN401
         """Run one inbound connection; the listener closes the socket when this returns."""
         with trio.CancelScope() as scope:
-            place = self._admission.arrive(_remote_host(stream), scope)
+            place = self._admission.arrive(_remote_host(stream), scope.cancel)
             if place is None:
                 _log.warning("too many connections from %s; one refused", _remote_host(stream))
                 return
@@ -336,8 +349,10 @@ async def _running(host: Any, listen: Sequence[Multiaddr]) -> AsyncIterator[None
 
 
 async def _shut_down(host: Any) -> None:  # noqa: ANN401
-    """Close listeners and connections ourselves: the library leaves listeners open, and says
-    good-bye to one connection after the other, which a single stalled peer could hold up.
+    """Close listeners and connections ourselves.
+
+    The library leaves listeners open, and says good-bye to one connection after the other, which a
+    single stalled peer could hold up.
     """
     swarm = host.get_network()
     with trio.CancelScope(shield=True):
@@ -377,67 +392,13 @@ async def _stay_connected(
 def _quiet_library() -> None:
     """One abusive peer makes libp2p log thousands of lines; what matters is logged by us.
 
-    A level that somebody set on purpose is left alone. The environment is read by the library at
-    each use, so this is early enough.
+    Its own switch, LIBP2P_DEBUG, still works. The environment is read by the library at each use,
+    so this is early enough.
     """
-    logger = logging.getLogger("libp2p")
-    if logger.level == logging.NOTSET:
-        logger.setLevel(logging.CRITICAL)
+    if "LIBP2P_DEBUG" not in os.environ:
+        logging.getLogger("libp2p").setLevel(logging.CRITICAL)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-
-
-def _parse_listen(address: str) -> Multiaddr:
-    if not is_plain_tcp(address):
-        raise OverlayError(f"address {address!r} is not of the form /ip4/<address>/tcp/<port>")
-    try:
-        return Multiaddr(address)
-    except ValueError as error:
-        raise OverlayError(f"address {address!r}: {error}") from None
-
-
-def _check_ports(listen: Sequence[str]) -> None:
-    """Refuse a taken port. libp2p listens with SO_REUSEPORT: two processes of one user would share
-    a port, and each would get half of the connections.
-    """
-    for address in listen:
-        _, kind, host, _, port = address.split("/")
-        family = socket.AF_INET6 if kind == "ip6" else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, int(port)))
-                if int(port):
-                    probe.listen(1)
-            except OSError as error:
-                raise OverlayError(f"cannot listen on {address}: {error.strerror}") from None
-
-
-def _reachable(addresses: Sequence[Multiaddr]) -> list[Multiaddr]:
-    """Addresses worth telling others: "every interface" is none, so it becomes real ones."""
-    real: dict[str, None] = {}
-    for address in addresses:
-        _, kind, host, _, port = str(address).split("/")
-        if host in _EVERYWHERE:
-            for own in (_outward_host(kind), _EVERYWHERE[host]):
-                if own is not None:
-                    real[f"/{kind}/{own}/tcp/{port}"] = None
-        else:
-            real[str(address)] = None
-    return [Multiaddr(text) for text in real]
-
-
-def _outward_host(kind: str) -> str | None:
-    """This machine's own address on the way to the internet; asks the routing table, sends none."""
-    family, probe = (
-        (socket.AF_INET6, "2001:4860:4860::8888") if kind == "ip6" else (socket.AF_INET, "8.8.8.8")
-    )
-    with socket.socket(family, socket.SOCK_DGRAM) as outward:
-        try:
-            outward.connect((probe, 53))
-        except OSError:
-            return None
-        return str(outward.getsockname()[0])
 
 
 def _remote_host(stream: Any) -> str | None:  # noqa: ANN401
@@ -452,4 +413,4 @@ def _cause(error: BaseException) -> str:
     """The innermost reason, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(f"{error or type(error).__name__}".split())
+    return " ".join(str(error).split()) or type(error).__name__

@@ -47,7 +47,7 @@ class _Streams(dict[int, YamuxStream]):
         super().__setitem__(stream_id, stream)
 
 
-class BoundedYamux(Yamux):
+class BoundedYamux(Yamux):  # type: ignore[misc]  # libp2p is opaque to the checker
     def __init__(self, *arguments: object, **options: object) -> None:
         super().__init__(*arguments, **options)
         self.streams = _Streams()

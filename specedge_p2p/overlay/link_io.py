@@ -160,7 +160,7 @@ class FramedLink:
 
     def _take_batch(self) -> bytes:
         """Several queued frames as one write, at most about one frame's limit of bytes."""
-        parts = []
+        parts: list[bytes] = []
         size = 0
         while self._outbox and (not parts or size + len(self._outbox[0]) <= MAX_FRAME_BYTES):
             part = self._outbox.popleft()

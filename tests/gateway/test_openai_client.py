@@ -9,11 +9,12 @@ import trio
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
+from coordinator.gateway.auth import ApiKey
 from coordinator.gateway.guard import GuardSettings
 from coordinator.gateway.limits import LimitSettings
 from coordinator.gateway.ports import Refused
 from tests.support.fake_generations import MODEL, NODE
-from tests.support.gateways import FakeKey, FakeKeys, Served, gateway
+from tests.support.gateways import FakeKeys, Served, gateway
 
 # The client leaves generators of its own to the garbage collector when a stream ends.
 pytestmark = pytest.mark.filterwarnings(
@@ -178,7 +179,7 @@ async def test_bad_requests(body: dict[str, object], code: str, param: str | Non
 
 
 async def test_keys() -> None:
-    keys = FakeKeys(secret=FakeKey("k1", "allowed"))
+    keys = FakeKeys(secret=ApiKey("k1", "someone", "allowed"))
     async with gateway(keys=keys) as served:
         for wrong in ("nothing", "x" * 1000):
             async with client_of(served, wrong) as client:

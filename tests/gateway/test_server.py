@@ -9,7 +9,7 @@ import trio
 
 from coordinator.gateway.guard import GuardSettings
 from coordinator.gateway.server import BindError, is_loopback, parse_bind, serve_gateway
-from coordinator.gateway.tasks import TaskStatus
+from specedge_p2p.tasks import TaskStatus
 from tests.support.fake_generations import MODEL
 from tests.support.gateways import Served, gateway
 
@@ -97,6 +97,7 @@ async def test_health_and_readiness() -> None:
         answer = await client.get("/healthz")
         assert answer.status_code == 200
         assert answer.json()["engine"] == {"ready": False, "reason": "loading"}
+        assert answer.json()["num_nodes"] == 3
 
 
 async def test_metrics_count_requests_and_tokens() -> None:

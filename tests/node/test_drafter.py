@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from specedge_p2p.lm.toy import ToyModel, ToyParams, toy_decode
 
 from node.drafter import Drafter, DrafterSettings, DraftRequest
 from specedge_p2p.lm.ports import MAX_TAIL_SLOTS, Children, Rows, SamplingParams
+from specedge_p2p.lm.toy import ToyModel, ToyParams, toy_decode
 from specedge_p2p.noise import noise_key
 from specedge_p2p.tree.growth import Gain, GrowthSettings
 from specedge_p2p.wire.messages import GrowthWishes
@@ -130,11 +130,10 @@ def test_what_the_cache_says_is_what_a_fresh_model_says(
         for _ in range(data.draw(st.integers(0, 4))):
             drafter.level()
             mirror.take(drafter.gains(1, 256))
-        live = [p for p in mirror.paths.values() if len(p) > len(tokens) - mirror.base]
-        live = [p for p in live if list(p[: len(tokens) - mirror.base]) == tokens[mirror.base :]]
-        guessed: list[int] = []
-        if live and data.draw(st.booleans()):
-            guessed = list(data.draw(st.sampled_from(live)))[len(tokens) - mirror.base :]
+        known = tokens[mirror.base :]
+        live = [p for p in mirror.paths.values() if list(p[: len(known)]) == known]
+        is_guess = data.draw(st.integers(0, 1)) if live else 0
+        guessed = list(data.draw(st.sampled_from(live)))[len(known) :] if is_guess else []
         strange = data.draw(st.lists(st.integers(2, 31), max_size=2))
         drafter.commit(1, guessed + strange)
         tokens += guessed + strange

@@ -9,29 +9,22 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from coordinator.gateway.app import create_app
-from coordinator.gateway.auth import Authenticator, KeyLookup
+from coordinator.gateway.auth import ApiKey, Authenticator, KeyLookup, secret_digest
 from coordinator.gateway.guard import GuardSettings
 from coordinator.gateway.limits import LimitSettings, RequestLimits
 from coordinator.gateway.metrics import GatewayMetrics
-from coordinator.gateway.ports import Volunteers
 from coordinator.gateway.server import ServerSettings, serve_gateway
-from coordinator.gateway.tasks import TaskStatus
+from specedge_p2p.tasks import TaskStatus
 from tests.support.fake_generations import FakeGenerations
 
 
-@dataclass(frozen=True)
-class FakeKey:
-    key_id: str
-    volunteers: Volunteers = "any"
-
-
 class FakeKeys:
-    def __init__(self, **keys: FakeKey) -> None:
-        self._keys = keys
+    def __init__(self, **keys: ApiKey) -> None:
+        self._keys = {secret_digest(secret): key for secret, key in keys.items()}
 
-    async def lookup(self, key: str) -> FakeKey | None:
+    async def lookup(self, digest: bytes) -> ApiKey | None:
         await trio.lowlevel.checkpoint()
-        return self._keys.get(key)
+        return self._keys.get(digest)
 
 
 @dataclass
@@ -64,6 +57,7 @@ async def gateway(
         GatewayMetrics(CollectorRegistry()),
         stop=stop,
         guard=guard,
+        num_nodes=lambda: 3,
     )
     async with trio.open_nursery() as nursery:
 

@@ -200,7 +200,7 @@ def test_binding_eight_sessions_takes_far_less_than_a_step() -> None:
     guess = NgramGuess(4, tuple(range(1, 9)))
     limits = BindLimits(0.01, 8, 24)
     best = math.inf
-    for _ in range(20):
+    for _ in range(100):
         begun = time.perf_counter()
         for tree in trees:
             bind(9, [SourceTree(1, tree)], guess, 0.5, limits)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from specedge_p2p.wire import messages as m
 from specedge_p2p.wire.codec import (
     PREFIX_BYTES,
+    AnyMessage,
     FrameBuffer,
     Side,
     decode_frame,
@@ -61,7 +62,7 @@ def test_every_message_comes_back() -> None:
 
 
 @pytest.mark.parametrize("message", FROM_NODE + FROM_COORDINATOR, ids=lambda m: type(m).__name__)
-def test_law4_bytes_only_the_sender_may_say_are_refused(message: m.Message) -> None:
+def test_law4_bytes_only_the_sender_may_say_are_refused(message: AnyMessage) -> None:
     side: Side = "node" if message in FROM_NODE else "coordinator"
     assert assert_refused(msgspec.msgpack.encode([message]), side).code == "bad-message"
 
@@ -81,7 +82,9 @@ def test_law4_bytes_at_random(data: bytes, side: Side) -> None:
 
 @given(st.data(), st.sampled_from(SIDES))
 def test_law4_bytes_mutated(data: st.DataObject, side: Side) -> None:
-    messages = FROM_NODE if side == "coordinator" else FROM_COORDINATOR
+    messages: tuple[AnyMessage, ...] = FROM_COORDINATOR
+    if side == "coordinator":
+        messages = FROM_NODE
     frame = bytearray(encode_frame([data.draw(st.sampled_from(messages))]))
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(frame) - 1))
@@ -97,7 +100,7 @@ def test_law4_bytes_mutated(data: st.DataObject, side: Side) -> None:
 
 
 @pytest.mark.parametrize("message", FROM_NODE + FROM_COORDINATOR, ids=lambda m: type(m).__name__)
-def test_law4_bytes_cut_short_are_refused(message: m.Message) -> None:
+def test_law4_bytes_cut_short_are_refused(message: AnyMessage) -> None:
     side: Side = "coordinator" if message in FROM_NODE else "node"
     frame = msgspec.msgpack.encode([message])
     for length in range(len(frame)):

@@ -221,6 +221,15 @@ def test_law7_bounded_vertices_that_nothing_matches() -> None:
     assert refused_by_both(ends, message) == "too-many-vertices"
 
 
+def test_law7_bounded_vertices_that_await_a_verdict() -> None:
+    ends = with_session()
+    ends.answer(verdict([]))  # more vertices in all are allowed now, but no more live ones
+    ends.say(star(MAX_UNVERIFIED))
+    assert ends.node.room(1) == 0
+    message = proposal([40], [0], first_index=MAX_UNVERIFIED + 1)
+    assert refused_by_both(ends, message) == "too-many-vertices"
+
+
 def test_room_grows_with_tune() -> None:
     ends = with_session()
     ends.say(star(MAX_UNVERIFIED))
