@@ -1,89 +1,17 @@
 """A real Chromium looks at the dashboard."""
 
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
+from tests.support.browser import Seen, browsing, has_no_horizontal_scroll, needs_chromium
 from tests.support.dashboards import dashboard
 from tests.support.fake_network import FakeQueries
 
-CHROMIUM = (
-    os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-)
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-WATCH_POLICY = """
-window.violations = [];
-document.addEventListener("securitypolicyviolation", (event) =>
-  window.violations.push(`${event.violatedDirective} ${event.blockedURI}`));
-"""
-
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; set CHROMIUM to its path"),
-]
-
-
-@dataclass
-class Seen:
-    """What a clean page leaves empty."""
-
-    problems: list[str] = field(default_factory=list)
-    foreign: list[str] = field(default_factory=list)
-
-
-@contextmanager
-def browsing(url: str, folder: Path, width: int, scheme: str) -> Iterator[tuple[Page, Seen]]:
-    seen = Seen()
-    with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            str(folder),
-            executable_path=CHROMIUM,
-            headless=True,
-            args=FLAGS,
-            viewport={"width": width, "height": 800},
-            color_scheme="dark" if scheme == "dark" else "light",
-        )
-        try:
-            page = context.new_page()
-            page.on("pageerror", lambda error: seen.problems.append(str(error)))
-            page.on(
-                "console",
-                lambda message: (
-                    seen.problems.append(message.text)
-                    if message.type in ("error", "warning")
-                    else None
-                ),
-            )
-            page.on(
-                "request",
-                lambda request: (
-                    seen.foreign.append(request.url)
-                    if not request.url.startswith((url, "data:"))
-                    else None
-                ),
-            )
-            page.add_init_script(WATCH_POLICY)
-            page.goto(f"{url}/dashboard")
-            yield page, seen
-            seen.problems += page.evaluate("window.violations")
-        finally:
-            context.close()
-
+pytestmark = [pytest.mark.e2e, needs_chromium]
 
 Look = Callable[[Page], None]
 
@@ -100,10 +28,6 @@ async def browse(
 
     async with dashboard(queries) as url:
         return await trio.to_thread.run_sync(in_thread, url)
-
-
-def has_no_horizontal_scroll(page: Page) -> bool:
-    return bool(page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (360, "dark")])
