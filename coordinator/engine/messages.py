@@ -141,7 +141,7 @@ class EntryResult(msgspec.Struct, frozen=True, array_like=True):
     num_rows: int
     num_source_rows: int
     ngram_order: int = 0
-    """Order of the n-gram guess that was verified, 0 for none."""
+    """Order of the n-gram guess that this step judged, with rows or without; 0 for none."""
     ngram_hit: bool = False
     """The first token of the n-gram guess was right."""
     finish: str = ""
@@ -168,6 +168,12 @@ class SessionFailed(EngineMessage, frozen=True, array_like=True, tag=34):
 
 class EngineDied(EngineMessage, frozen=True, array_like=True, tag=35):
     """Made by the client, not sent: all sessions and queued steps are gone; Ready may follow."""
+
+    text: str
+
+
+class LoadFailed(EngineMessage, frozen=True, array_like=True, tag=36):
+    """Between an engine process and its client only: the model cannot be loaded, and why."""
 
     text: str
 

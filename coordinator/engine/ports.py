@@ -3,9 +3,10 @@
 from typing import Protocol
 
 from coordinator.engine.messages import FromEngine, ToEngine
+from specedge_p2p.errors import ClearError
 
 
-class EngineError(Exception):
+class EngineError(ClearError):
     """The engine cannot be started; the text says what to do."""
 
 

@@ -87,7 +87,10 @@ class ModelCard:
 
 
 class Generations(Protocol):
-    """The door from the gateway to the coordinator."""
+    """The door from the gateway to the coordinator.
+
+    `encode` and `encode_chat` are called in a worker thread, one call at a time.
+    """
 
     def models(self) -> tuple[ModelCard, ...]: ...
 

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from specedge_p2p.errors import ClearError
 from specedge_p2p.names import PeerId
 
 SIGNATURE_BYTES: Final = 64
@@ -31,7 +32,7 @@ _PEER_ID_LENGTH: Final = 52  # every Ed25519 id: the fixed prefix leaves no othe
 _MAX_KEY_FILE_BYTES: Final = 4096
 
 
-class IdentityError(Exception):
+class IdentityError(ClearError):
     """The key file cannot be used; the text says why and what to do."""
 
 

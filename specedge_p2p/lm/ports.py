@@ -12,13 +12,14 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from specedge_p2p.errors import ClearError
 from specedge_p2p.noise import NoiseKey
 
 TokenIds = npt.NDArray[np.int32]
 MAX_TAIL_SLOTS = 2048
 
 
-class ModelError(Exception):
+class ModelError(ClearError):
     """The model cannot be loaded or cannot do what was asked; the text says what to do."""
 
 

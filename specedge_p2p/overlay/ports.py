@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from specedge_p2p.errors import ClearError
 from specedge_p2p.names import PeerId
 
 DRAFT_PROTOCOL = "/specedge/draft/1"
@@ -11,7 +12,7 @@ RECORD_PROTOCOL = "/specedge/record/1"
 """Asks a coordinator for its signed record: one empty frame there, one frame back."""
 
 
-class OverlayError(Exception):
+class OverlayError(ClearError):
     """The overlay cannot do what was asked; the text says what to do."""
 
 

@@ -13,6 +13,9 @@ from specedge_p2p.tree.draft_tree import Candidates, DraftTree
 LAST_TREE_INDEX = 65_000
 """A tree that has sent this index is full; the next one begins."""
 
+_LEAST_EDGE_LOG_PROB = -100.0
+"""What is less likely counts as this, so that sums stay finite."""
+
 
 @dataclass(frozen=True, slots=True)
 class GrowthSettings:
@@ -192,8 +195,9 @@ class GrowingTree:
             above = self.path_log_prob(vertex)
             children = zip(row_tokens, row_log_probs, strict=True)
             for token_id, log_prob in children:
-                if self._has_room(above + log_prob):
-                    self._add(vertex, token_id, min(0.0, log_prob))
+                edge = min(0.0, max(_LEAST_EDGE_LOG_PROB, log_prob))
+                if self._has_room(above + edge):
+                    self._add(vertex, token_id, edge)
 
     # --- the wire --------------------------------------------------------------------------------
 

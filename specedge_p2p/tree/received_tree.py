@@ -7,6 +7,8 @@ with them may still be under way, so the tree is kept.
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from specedge_p2p.tree.draft_tree import Candidates, DraftTree, TreeError
 
 
@@ -77,19 +79,20 @@ class ReceivedTree:
             arrival: the caller's counter of arrivals; the lower one earns the credit.
 
         Returns how many were discarded. Raises TreeError for a gap, a parent that does not stand
-        before its child, a log probability above 0, equal siblings and vertices that stand too far
-        down; the tree is then of no further use.
+        before its child, a log probability above 0 or infinite, equal siblings and vertices that
+        stand too far down; the tree is then of no further use.
         """
         if first_index != self.next_index:
             raise TreeError(f"index {first_index} came where {self.next_index} was due")
-        if not (candidates.log_probs <= 0).all():
-            raise TreeError("a log probability is above 0")
+        log_probs = candidates.log_probs
+        if not ((log_probs <= 0) & (log_probs > -np.inf)).all():
+            raise TreeError("a log probability is above 0 or not finite")
         self.next_index += len(candidates)
         num_discarded = 0
         columns = zip(
             candidates.parents.tolist(),
             candidates.token_ids.tolist(),
-            candidates.log_probs.tolist(),
+            log_probs.tolist(),
             strict=True,
         )
         for index, (parent, token_id, log_prob) in enumerate(columns, first_index):

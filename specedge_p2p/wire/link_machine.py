@@ -182,7 +182,7 @@ class LinkMachine:
                 session.tune(message)
             case Proposal():
                 return session.propose(message)
-            case Close() | Release():
+            case _:  # Close or Release
                 del self._sessions[message.session_no]
         return True
 

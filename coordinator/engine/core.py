@@ -1,0 +1,290 @@
+"""The engine without I/O: sessions, steps, and one forward of the target model per step.
+
+Theory of operation. `handle` takes messages at any time between two steps and `step` runs one
+verification batch: it binds every entry to what is known at that moment, packs prompt chunks,
+trees and plain rows into one forward, accepts what the target agrees with and compacts the cache.
+The next step may be queued before this one's result was seen: the engine knows roots, keys and end
+conditions itself, and its committed tokens may run ahead of the coordinator's by the steps in the
+queue.
+
+Nothing but the target's own choices decides a token, so trees, limits on rows and a full cache
+change how fast a session goes, never what it says.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import assert_never
+
+from coordinator.engine.messages import (
+    AddVertices,
+    CloseSession,
+    DropSource,
+    EntryResult,
+    FromEngine,
+    OpenSession,
+    Ready,
+    SessionFailed,
+    StepDone,
+    ToEngine,
+    VerificationBatch,
+)
+from coordinator.engine.packing import Ending, Outcome, judge, judge_first, share_prefill
+from coordinator.engine.session import EngineSession
+from coordinator.engine.settings import EngineLimits
+from coordinator.engine.work import Work, plain_work, prefill_work, result_of, tree_work
+from specedge_p2p.lm.ports import LanguageModel, ModelError, OutOfCache, TokenIds
+
+OUT_OF_CACHE = "out_of_cache"
+
+
+class EngineCore:
+    """See the head of this file. Synchronous; not thread-safe.
+
+    Args:
+        model: the target model; nobody else may use it.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, model: LanguageModel, clock: Callable[[], float], limits: EngineLimits | None = None
+    ) -> None:
+        self._model = model
+        self._clock = clock
+        self._limits = limits or EngineLimits()
+        self._sessions: dict[int, EngineSession] = {}
+        self._queued: deque[VerificationBatch] = deque()
+        self._failures: list[SessionFailed] = []
+        self._num_opened = 0
+        self._num_arrivals = 0
+
+    @property
+    def num_sessions(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def num_queued(self) -> int:
+        return len(self._queued)
+
+    @property
+    def is_full(self) -> bool:
+        """No further batch can be queued; whoever feeds the engine must wait for a step."""
+        return len(self._queued) >= self._limits.max_queued_steps
+
+    def session(self, number: int) -> EngineSession | None:
+        return self._sessions.get(number)
+
+    def ready(self, step_time_s: float, row_time_s: float) -> Ready:
+        info = self._model.info
+        return Ready(
+            model=info.name,
+            vocab_size=info.vocab_size,
+            max_context=info.max_context,
+            eos_token_ids=list(info.eos_token_ids),
+            dtype=info.dtype,
+            fingerprint=info.fingerprint,
+            step_time_s=step_time_s,
+            row_time_s=row_time_s,
+        )
+
+    def take_failures(self) -> list[SessionFailed]:
+        """Sessions that failed since the last call; the coordinator must hear of them."""
+        failures, self._failures = self._failures, []
+        return failures
+
+    # --- messages --------------------------------------------------------------------------------
+
+    def handle(self, message: ToEngine) -> None:
+        """Take a message. Raises ValueError for a batch when `is_full`."""
+        match message:
+            case AddVertices():
+                self._add_vertices(message)
+            case VerificationBatch():
+                if self.is_full:
+                    raise ValueError("the queue of steps is full")
+                self._queued.append(message)
+            case OpenSession():
+                self._open(message)
+            case CloseSession():
+                self._close(message.session)
+            case DropSource():
+                if session := self._sessions.get(message.session):
+                    session.drop_source(message.source)
+            case _:
+                assert_never(message)
+
+    def _open(self, message: OpenSession) -> None:
+        refusal = self._refusal(message)
+        if refusal is not None:
+            self._failures.append(refusal)
+            return
+        info = self._model.info
+        ending = Ending(
+            max_position=_max_position(message, info.max_context),
+            eos_token_ids=frozenset() if message.ignore_eos else frozenset(info.eos_token_ids),
+        )
+        self._model.add_sequence(message.session, message.sampling, message.noise_key)
+        self._num_opened += 1
+        self._sessions[message.session] = EngineSession(
+            message, self._num_opened, ending, info.vocab_size
+        )
+
+    def _refusal(self, message: OpenSession) -> SessionFailed | None:
+        info = self._model.info
+        num_tokens = len(message.token_ids)
+        num_free = self._model.num_free_rows - sum(
+            session.num_missing_rows for session in self._sessions.values() if not session.finish
+        )
+        code, text = "", ""
+        if message.session in self._sessions:
+            code, text = "session_in_use", "the session number is in use"
+        elif len(self._sessions) >= self._limits.max_sessions:
+            code, text = "too_many_sessions", f"{len(self._sessions)} sessions are open already"
+        elif not message.token_ids or not 0 < message.prompt_length <= num_tokens:
+            code, text = "bad_prompt", "a session needs at least one prompt token"
+        elif not 0 <= min(message.token_ids) <= max(message.token_ids) < info.vocab_size:
+            code, text = "bad_prompt", f"token ids must lie in [0, {info.vocab_size})"
+        elif num_tokens >= _max_position(message, info.max_context):
+            code, text = (
+                "context_length_exceeded",
+                f"{num_tokens} tokens leave no room for another one: the context holds "
+                f"{info.max_context} and {message.max_tokens} new tokens were asked for",
+            )
+        elif num_tokens > num_free:
+            code, text = (
+                OUT_OF_CACHE,
+                f"the prompt needs {num_tokens} cache rows and {max(num_free, 0)} are free",
+            )
+        return SessionFailed(message.session, code, text) if code else None
+
+    def _close(self, number: int) -> None:
+        if self._sessions.pop(number, None) is not None:
+            self._model.drop_sequence(number)
+
+    def _fail(self, session: EngineSession, code: str, text: str) -> None:
+        self._failures.append(SessionFailed(session.number, code, text))
+        self._close(session.number)
+
+    def _add_vertices(self, message: AddVertices) -> None:
+        session = self._sessions.get(message.session)
+        if session is None or session.finish:
+            return
+        self._num_arrivals += 1
+        session.add_vertices(message, self._num_arrivals, self._limits)
+
+    # --- steps -----------------------------------------------------------------------------------
+
+    def step_next(self) -> list[FromEngine]:
+        """Run the oldest queued batch: the sessions that failed, then StepDone."""
+        done = self.step(self._queued.popleft())
+        return [*self.take_failures(), done]
+
+    def step(self, batch: VerificationBatch) -> StepDone:
+        """Bind, forward, accept, compact."""
+        started_s = self._clock()
+        works = self._bind(batch)
+        bound_s = self._clock()
+        works, choices = self._forward(works)
+        results = [self._settle(work, chosen) for work, chosen in zip(works, choices, strict=True)]
+        return StepDone(
+            step_no=batch.step_no,
+            started_s=started_s,
+            ended_s=self._clock(),
+            bind_s=bound_s - started_s,
+            num_forward_rows=sum(len(work.rows.token_ids) for work in works),
+            results=results,
+        )
+
+    def _bind(self, batch: VerificationBatch) -> list[Work]:
+        entries = {entry.session: entry for entry in batch.entries}
+        live = [
+            session
+            for number in entries
+            if (session := self._sessions.get(number)) is not None and not session.finish
+        ]
+        trees = [
+            tree_work(session, entries[session.number], batch)
+            for session in live
+            if session.is_prefilled
+        ]
+        waiting = sorted((s for s in live if not s.is_prefilled), key=lambda s: s.age)
+        budget = min(batch.prefill_tokens, self._limits.max_prefill_rows)
+        shares = share_prefill([s.num_missing_rows for s in waiting], budget)
+        chunks = [
+            prefill_work(session, share)
+            for session, share in zip(waiting, shares, strict=True)
+            if share
+        ]
+        return trees + chunks
+
+    def _forward(self, works: list[Work]) -> tuple[list[Work], Sequence[TokenIds]]:
+        """Choices for as many works as the cache can take; what had to give way has failed."""
+        while works:
+            try:
+                return works, self._model.choose([work.rows for work in works])
+            except OutOfCache:
+                works = self._shrink(works)
+            except ModelError:
+                return self._forward_alone(works)
+        return [], []
+
+    def _shrink(self, works: list[Work]) -> list[Work]:
+        """Bring less: first no trees, then without the youngest session that has or wants rows."""
+        if any(work.num_tree_rows for work in works):
+            return [plain_work(work) for work in works]
+        wanting = {work.session.number for work in works}
+        youngest = max(
+            (s for s in self._sessions.values() if s.number in wanting or _holds_rows(s)),
+            key=lambda s: s.age,
+        )
+        self._fail(youngest, OUT_OF_CACHE, "the engine's cache is full; try again later")
+        return [work for work in works if work.session is not youngest]
+
+    def _forward_alone(self, works: list[Work]) -> tuple[list[Work], list[TokenIds]]:
+        """One forward per work, so that only the session that the model cannot serve is lost."""
+        served: list[Work] = []
+        choices: list[TokenIds] = []
+        for work in works:
+            try:
+                chosen = self._choose_alone(work)
+            except ModelError as error:
+                self._fail(work.session, "model_error", str(error))
+                continue
+            served.append(work)
+            choices += chosen
+        return served, choices
+
+    def _choose_alone(self, work: Work) -> list[TokenIds]:
+        number = work.session.number
+        if self._model.num_tail_rows(number):
+            self._model.compact(number, ())
+        if self._model.num_prefix_rows(number) != work.session.num_rows:
+            raise ModelError("the failed step left the session's cache in an unknown state")
+        return self._model.choose([work.rows])
+
+    def _settle(self, work: Work, choices: TokenIds) -> EntryResult:
+        session = work.session
+        from_position = len(session.token_ids)
+        if work.bound is None:
+            session.num_rows += len(work.rows.token_ids)
+            if not work.rows.num_outputs:
+                return EntryResult(session.number, from_position, [], [], 0, 0)
+            outcome = judge_first(int(choices[0]), from_position, session.ending)
+        else:
+            outcome = judge(work.bound, choices, from_position, session.ending)
+        self._keep_rows(work, outcome)
+        session.commit(outcome)
+        return result_of(work, outcome, from_position)
+
+    def _keep_rows(self, work: Work, outcome: Outcome) -> None:
+        if outcome.finish:
+            self._model.drop_sequence(work.session.number)
+        elif work.num_tree_rows:
+            self._model.compact(work.session.number, outcome.commit_slots)
+
+
+def _max_position(message: OpenSession, max_context: int) -> int:
+    return min(message.prompt_length + message.max_tokens, max_context)
+
+
+def _holds_rows(session: EngineSession) -> bool:
+    return not session.finish and session.num_rows > 0

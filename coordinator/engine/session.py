@@ -1,0 +1,147 @@
+"""One session inside the engine: its committed tokens, run-ahead included, and its nodes' trees."""
+
+from collections.abc import Sequence
+
+from coordinator.engine.messages import (
+    NGRAM_ORDERS,
+    AddVertices,
+    OpenSession,
+    StepEntry,
+    VerificationBatch,
+)
+from coordinator.engine.packing import Ending, Outcome
+from coordinator.engine.settings import EngineLimits
+from specedge_p2p.lm.ports import MAX_TAIL_SLOTS
+from specedge_p2p.tree.binding import BindLimits, BoundRows, SourceTree, bind
+from specedge_p2p.tree.draft_tree import TreeError
+from specedge_p2p.tree.ngram import NgramGuess, NgramIndex
+from specedge_p2p.tree.received_tree import ReceivedTree
+from specedge_p2p.wire.columns import unpack_candidates
+from specedge_p2p.wire.errors import ProtocolError
+
+MAX_TREE_INDEX = 65_535
+
+
+class EngineSession:
+    """Everything the engine knows of a session but its cache rows' contents.
+
+    `num_rows` counts the rows in the cache: fewer than the committed tokens while the session is
+    being prefilled, afterwards all of them but the root.
+    """
+
+    def __init__(self, opened: OpenSession, age: int, ending: Ending, vocab_size: int) -> None:
+        self.number = opened.session
+        self.age = age
+        """Rises with every session opened: the youngest has the highest."""
+        self.ending = ending
+        self._vocab_size = vocab_size
+        self.token_ids = list(opened.token_ids)
+        self.num_rows = 0
+        self.is_prefilled = False
+        self.finish = ""
+        self._ngram = NgramIndex(opened.token_ids)
+        self._trees: dict[int, ReceivedTree] = {}
+
+    @property
+    def num_missing_rows(self) -> int:
+        """Tokens that prefill still has to write."""
+        return 0 if self.is_prefilled else len(self.token_ids) - self.num_rows
+
+    @property
+    def num_sources(self) -> int:
+        return len(self._trees)
+
+    def num_live(self, source: int) -> int:
+        return self._trees[source].num_live if source in self._trees else 0
+
+    # --- trees -----------------------------------------------------------------------------------
+
+    def add_vertices(self, message: AddVertices, arrival: int, limits: EngineLimits) -> None:
+        """Extend or begin a source's tree; one that breaks the rules is dropped with its source.
+
+        The coordinator has checked what it passes on, so a broken tree is a bug of ours or a race;
+        it may cost the guesses of one node but never the engine.
+        """
+        tree = self._tree_for(message, limits)
+        if tree is None:
+            return
+        try:
+            columns = unpack_candidates(message.token_ids, message.parents, message.log_probs)
+            if message.first_index + len(columns) > MAX_TREE_INDEX + 1:
+                raise TreeError("the tree has too many vertices")
+            if (columns.token_ids >= self._vocab_size).any():
+                raise TreeError("a token lies outside the vocabulary")
+            tree.extend(message.first_index, columns, arrival)
+        except (TreeError, ProtocolError):
+            self.drop_source(message.source)
+            return
+        if tree.num_live > limits.max_live_vertices:
+            self.drop_source(message.source)
+
+    def drop_source(self, source: int) -> None:
+        self._trees.pop(source, None)
+
+    def _tree_for(self, message: AddVertices, limits: EngineLimits) -> ReceivedTree | None:
+        tree = self._trees.get(message.source)
+        if tree is not None and tree.tree_no == message.tree_no:
+            return tree
+        is_stale = tree is not None and message.tree_no < tree.tree_no
+        is_late = message.first_index != 1  # the tree it extends is gone or was never seen
+        is_beyond = not 1 <= message.base_position <= len(self.token_ids)
+        is_full = tree is None and len(self._trees) >= limits.max_sources
+        if is_stale or is_late or is_beyond or is_full:
+            return None
+        base = message.base_position
+        tree = ReceivedTree(
+            message.tree_no, base, self.token_ids[base:], root_token=self.token_ids[base - 1]
+        )
+        self._trees[message.source] = tree
+        return tree
+
+    # --- steps -----------------------------------------------------------------------------------
+
+    def guess(self) -> NgramGuess:
+        return self._ngram.guess()
+
+    def bind(self, entry: StepEntry, batch: VerificationBatch, guess: NgramGuess) -> BoundRows:
+        """The root and what is worth verifying below it, as of now."""
+        factors = {named.source: named.factor for named in entry.sources}
+        sources = [
+            SourceTree(source, self._trees[source], factor)
+            for source, factor in factors.items()
+            if source in self._trees
+        ]
+        return bind(
+            root_token=self.token_ids[-1],
+            sources=sources,
+            ngram=guess,
+            ngram_hit_rate=_hit_rate(batch.ngram_hit_rates, guess.order),
+            limits=BindLimits(
+                row_price=batch.row_price,
+                max_rows=max(0, min(entry.max_rows, MAX_TAIL_SLOTS - 1)),
+                # a row at the last free position would choose a token that cannot stand any more
+                max_depth=self.ending.max_position - len(self.token_ids) - 1,
+            ),
+        )
+
+    def commit(self, outcome: Outcome) -> None:
+        """Take what a forward decided; a finished session forgets its trees."""
+        new = list(outcome.token_ids)
+        self.token_ids += new
+        self.num_rows = len(self.token_ids) - 1
+        self.is_prefilled = True
+        self.finish = outcome.finish
+        if self.finish:
+            self._trees.clear()
+            return
+        self._ngram.commit(new)
+        for tree in self._trees.values():
+            tree.commit(new)
+
+
+def _hit_rate(rates: Sequence[float], order: int) -> float:
+    """The hit rate of an n-gram order; one that nobody gave is 0, which brings no rows."""
+    if order not in NGRAM_ORDERS:
+        return 0.0
+    place = NGRAM_ORDERS.index(order)
+    return rates[place] if place < len(rates) else 0.0

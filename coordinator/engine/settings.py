@@ -1,0 +1,61 @@
+"""What an engine is started with; frozen and small enough for a command line."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Dtype = Literal["auto", "float32", "bfloat16", "float64"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """One target model in one process.
+
+    Args:
+        model: hub name, folder or the name of a demo model.
+        threads: CPU threads of the forward; 0 leaves the choice to the library.
+        step_floor_s: every step takes at least this long; stands for a slower device.
+        cache_rows: rows of the key-value cache over all sessions; 0 lets the model choose.
+        max_sessions: sessions the engine holds at once, finished but unclosed ones included.
+    """
+
+    model: str
+    dtype: Dtype = "auto"
+    device: str = "cpu"
+    threads: int = 0
+    step_floor_s: float = 0.0
+    cache_rows: int = 0
+    max_sessions: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """Bounds of the engine's memory. What passes them is refused, never queued without end.
+
+    Args:
+        max_queued_steps: batches that wait behind the running one.
+        max_sources: nodes whose trees one session holds.
+        max_live_vertices: live vertices of one source in one session.
+        max_prefill_rows: prompt tokens in one forward, whatever a batch allows.
+    """
+
+    max_sessions: int = 64
+    max_queued_steps: int = 4
+    max_sources: int = 16
+    max_live_vertices: int = 1024
+    max_prefill_rows: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class RespawnPolicy:
+    """How a dead engine process is brought back.
+
+    A death within `quick_s` of the start is quick; after `max_quick_deaths` of them in a row the
+    engine is given up. The wait before a respawn doubles from `first_wait_s` up to `max_wait_s`.
+    """
+
+    first_wait_s: float = 0.2
+    max_wait_s: float = 10.0
+    quick_s: float = 20.0
+    max_quick_deaths: int = 5
+    close_wait_s: float = 3.0
+    """How long a child may take to leave before it is killed."""

@@ -1,0 +1,229 @@
+"""The coordinator's end of a node's link: handshake, proposals in, verdicts out, heartbeat."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import trio
+
+from coordinator.engine.messages import AddVertices
+from coordinator.engine.ports import Engine
+from coordinator.leases import Leases
+from coordinator.ledger.ports import Ledger, SignedReceipt
+from coordinator.node_link import NodeLink, NodeTooSlow
+from coordinator.settings import Limits, Timing
+from specedge_p2p.overlay.ports import Link, LinkClosed
+from specedge_p2p.wire.errors import ProtocolError
+from specedge_p2p.wire.link_machine import LinkMachine
+from specedge_p2p.wire.messages import (
+    PROTOCOL_VERSION,
+    Capacity,
+    Drain,
+    Goodbye,
+    Hello,
+    Message,
+    Ping,
+    Pong,
+    Proposal,
+    Receipt,
+    ReceiptRequest,
+    Refuse,
+    Release,
+    Resume,
+    Welcome,
+)
+
+log = logging.getLogger(__name__)
+
+MAX_RECEIPTS_RESENT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class TargetProfile:
+    """What a node is told about the target model, and what its draft model must fit."""
+
+    name: str
+    tokenizer_fingerprint: bytes
+    vocab_size: int
+    max_context: int
+
+
+class Intake:
+    """Serves nodes' links. A bad node costs its own link and nothing else."""
+
+    def __init__(  # noqa: PLR0913 - a shell that joins the parts a link touches
+        self,
+        engine: Engine,
+        leases: Leases,
+        ledger: Ledger,
+        target: Callable[[], TargetProfile | None],
+        limits: Limits,
+        timing: Timing,
+        clock: Callable[[], float],
+        software: str,
+    ) -> None:
+        self._engine, self._leases, self._ledger = engine, leases, ledger
+        self._target, self._limits, self._timing = target, limits, timing
+        self._clock, self._software = clock, software
+        self.num_protocol_errors = 0
+
+    async def serve(self, link: Link) -> None:
+        """One node, from Hello to its end. Raises nothing that the node could cause."""
+        machine = LinkMachine("coordinator")
+        try:
+            node = await self._handshake(link, machine)
+            if node is not None:
+                await self._serve_node(node)
+        except* ProtocolError as errors:
+            self.num_protocol_errors += 1
+            log.warning("node %s broke the protocol: %s", link.peer_id, errors.exceptions[0])
+        except* (LinkClosed, NodeTooSlow) as errors:
+            log.info("link to node %s ended: %s", link.peer_id, errors.exceptions[0])
+
+    def drain(self, reason: str) -> None:
+        """Tell every node that the coordinator is about to stop."""
+        for node in self._leases.nodes:
+            node.post(Drain(reason))
+
+    def deliver(self, receipt: SignedReceipt) -> None:
+        """Send a receipt to its node if it is connected; else it asks for it when it is back."""
+        for node in self._leases.nodes:
+            if node.peer_id == receipt.peer_id:
+                node.post(Receipt(receipt.envelope))
+
+    # --- one link --------------------------------------------------------------------------------
+
+    async def _handshake(self, link: Link, machine: LinkMachine) -> NodeLink | None:
+        with trio.move_on_after(self._timing.handshake_s) as scope:
+            messages = machine.receive(await link.receive())
+        if scope.cancelled_caught:
+            log.info("peer %s said nothing for %g s", link.peer_id, self._timing.handshake_s)
+            return None
+        hello = messages[0]
+        if not isinstance(hello, Hello):  # the machine lets nothing else begin
+            raise TypeError(f"a link began with {type(hello).__name__}")
+        target = self._target()
+        refusal = self._refusal(hello, target)
+        if refusal is not None or target is None:
+            log.info("node %s refused: %s", link.peer_id, refusal.text if refusal else "")
+            await link.send(machine.send(refusal or _not_ready()))
+            return None
+        welcome = Welcome(
+            version=PROTOCOL_VERSION,
+            target_model=target.name,
+            vocab_size=target.vocab_size,
+            max_context=target.max_context,
+            heartbeat_s=self._timing.heartbeat_s,
+            software=self._software,
+        )
+        await link.send(machine.send(welcome))
+        node = NodeLink(link, hello, machine, self._clock(), hello.max_sessions)
+        for message in messages[1:]:
+            await self._handle(node, message)
+        return node
+
+    def _refusal(self, hello: Hello, target: TargetProfile | None) -> Refuse | None:
+        if not hello.min_version <= PROTOCOL_VERSION <= hello.max_version:
+            return Refuse(
+                "version",
+                f"this coordinator speaks version {PROTOCOL_VERSION}, the node "
+                f"{hello.min_version} to {hello.max_version}; update the older of the two",
+            )
+        if target is None:
+            return _not_ready()
+        if hello.tokenizer_fingerprint != target.tokenizer_fingerprint:
+            return Refuse(
+                "tokenizer",
+                f"the draft model {hello.draft_model[:100]} has another tokenizer than the target "
+                f"{target.name}; choose a draft model of the same family",
+            )
+        if len(self._leases.nodes) >= self._limits.max_nodes:
+            return Refuse("full", f"{self._limits.max_nodes} nodes are connected; try again later")
+        return None
+
+    async def _serve_node(self, node: NodeLink) -> None:
+        async with trio.open_nursery() as nursery:
+            with self._joined(node), node.scope:
+                nursery.start_soon(node.write_frames)
+                nursery.start_soon(self._ping, node)
+                await self._read(node)
+            nursery.cancel_scope.cancel()
+
+    @contextmanager
+    def _joined(self, node: NodeLink) -> Iterator[None]:
+        older = self._leases.join(node)
+        if older is not None:
+            older.scope.cancel()
+        self._leases.rematch()
+        log.info("node %s joined with %s", node.peer_id, node.hello.draft_model)
+        try:
+            yield
+        finally:
+            self._leases.leave(node)
+            self._leases.rematch()
+            log.info("node %s left", node.peer_id)
+
+    async def _read(self, node: NodeLink) -> None:
+        """Read until the node says goodbye or falls silent."""
+        deadline_s = 3 * self._timing.heartbeat_s
+        while True:
+            with trio.move_on_after(deadline_s) as scope:
+                frame = await node.link.receive()
+            if scope.cancelled_caught:
+                log.info("node %s was silent for %g s", node.peer_id, deadline_s)
+                return
+            for message in node.machine.receive(frame):
+                if isinstance(message, Goodbye):
+                    return
+                await self._handle(node, message)
+
+    async def _ping(self, node: NodeLink) -> None:
+        nonce = 0
+        while True:
+            nonce += 1
+            node.pinged(nonce, self._clock())
+            node.post(Ping(nonce))
+            await trio.sleep(self._timing.heartbeat_s)
+            self._leases.rematch()
+
+    async def _handle(self, node: NodeLink, message: Message) -> None:
+        match message:
+            case Proposal():
+                await self._forward(node, message)
+            case Pong(nonce):
+                node.ponged(nonce, self._clock())
+            case Capacity(max_sessions):
+                node.max_sessions = max_sessions
+                self._leases.rematch()
+            case Release(session_no):
+                self._leases.release(node, session_no)
+                self._leases.rematch()
+            case Resume():
+                self._leases.resume(node, message)
+            case ReceiptRequest(after):
+                await self._resend_receipts(node, after)
+
+    async def _forward(self, node: NodeLink, proposal: Proposal) -> None:
+        lease = self._leases.accept(node, proposal)
+        if lease is not None:
+            await self._engine.send(
+                AddVertices(
+                    session=lease.session.number,
+                    source=lease.source,
+                    tree_no=proposal.tree_no,
+                    first_index=proposal.first_index,
+                    base_position=proposal.base_position,
+                    token_ids=proposal.token_ids,
+                    parents=proposal.parents,
+                    log_probs=proposal.log_probs,
+                )
+            )
+
+    async def _resend_receipts(self, node: NodeLink, after: int) -> None:
+        for receipt in await self._ledger.receipts_after(node.peer_id, after, MAX_RECEIPTS_RESENT):
+            node.post(Receipt(receipt.envelope))
+
+
+def _not_ready() -> Refuse:
+    return Refuse("not_ready", "the coordinator is still loading its model; try again in a moment")

@@ -1,0 +1,154 @@
+"""The heart: plan -> verify -> publish.
+
+Two tasks. One keeps the engine's queue filled, so that step n + 1 waits while step n runs; the
+other takes the results, commits them and tells everyone. Neither ever waits for a volunteer.
+"""
+
+from collections.abc import Callable
+
+import trio
+
+from coordinator.accounting import Accounting
+from coordinator.engine.messages import (
+    CloseSession,
+    EngineDied,
+    EntryResult,
+    OpenSession,
+    Ready,
+    SessionFailed,
+    StepDone,
+    ToEngine,
+)
+from coordinator.engine.ports import Engine
+from coordinator.gateway.ports import Refused
+from coordinator.leases import Leases
+from coordinator.load import Load
+from coordinator.policy import StepPolicy
+from coordinator.sessions import Session, Sessions
+
+STEPS_IN_FLIGHT = 2
+"""One that runs and one that waits."""
+
+
+class Rounds:
+    def __init__(  # noqa: PLR0913 - the parts that a round touches
+        self,
+        engine: Engine,
+        sessions: Sessions,
+        leases: Leases,
+        accounting: Accounting,
+        policy: StepPolicy,
+        load: Load,
+        on_ready: Callable[[Ready], None],
+    ) -> None:
+        self._engine, self._sessions, self._leases = engine, sessions, leases
+        self._accounting, self._policy, self._load = accounting, policy, load
+        self._on_ready = on_ready
+        self._outbox: list[ToEngine] = []
+        self._num_in_flight = 0
+        self._wake = trio.Event()
+
+    async def run(self) -> None:
+        """Serve sessions for ever. Raises EngineError when the engine cannot be brought back."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._plan_steps)
+            nursery.start_soon(self._take_results)
+
+    def open(self, session: Session) -> None:
+        """Begin to serve a session."""
+        self._sessions.add(session)
+        self._outbox.append(_open_session(session))
+        self._leases.rematch()
+        self._wake.set()
+
+    def close(self, session: Session, reason: str) -> None:
+        """Stop serving a session; what is not committed never existed. Idempotent."""
+        if self._sessions.remove(session):
+            self._outbox.append(CloseSession(session.number))
+            self._leases.close(session, reason)
+            self._leases.rematch()
+            self._wake.set()
+
+    # --- plan ------------------------------------------------------------------------------------
+
+    async def _plan_steps(self) -> None:
+        while True:
+            messages = self._take_outbox()
+            if self._has_room():
+                live = [session for session in self._sessions if session.is_live]
+                messages.append(self._policy.plan(live, self._leases.sources))
+                self._num_in_flight += 1
+            if messages:
+                await self._engine.send(*messages)
+            else:
+                self._wake = trio.Event()
+                await self._wake.wait()
+
+    def _has_room(self) -> bool:
+        return (
+            self._engine.is_ready
+            and self._num_in_flight < STEPS_IN_FLIGHT
+            and any(session.is_live for session in self._sessions)
+        )
+
+    def _take_outbox(self) -> list[ToEngine]:
+        messages = self._leases.engine_outbox + self._outbox
+        self._leases.engine_outbox, self._outbox = [], []
+        return messages
+
+    # --- publish ---------------------------------------------------------------------------------
+
+    async def _take_results(self) -> None:
+        while True:
+            match await self._engine.receive():
+                case StepDone() as step:
+                    self._publish(step)
+                case SessionFailed(number, code, text):
+                    self._fail(number, Refused(503, code, text, retry_after_s=1))
+                case EngineDied():
+                    self._num_in_flight = 0
+                case Ready() as ready:
+                    self._begin_again(ready)
+            self._wake.set()
+
+    def _publish(self, step: StepDone) -> None:
+        self._num_in_flight -= 1
+        num_tokens = 0
+        for result in step.results:
+            session = self._sessions.get(result.session)
+            if session is not None and session.is_live and result.token_ids:
+                num_tokens += self._commit(session, result)
+        self._policy.learn(step, num_tokens)
+        self._load.add_step(step, num_tokens)
+
+    def _commit(self, session: Session, result: EntryResult) -> int:
+        committed = session.commit(result)
+        self._leases.publish(session, committed)
+        self._accounting.add(session, committed)
+        self._load.add_round(committed, is_first=result.from_position == session.prompt_length)
+        return len(committed.token_ids)
+
+    def _fail(self, number: int, refused: Refused) -> None:
+        session = self._sessions.get(number)
+        if session is not None:
+            session.fail(refused)
+
+    def _begin_again(self, ready: Ready) -> None:
+        """An engine is there, the first or a respawned one: give it what is committed."""
+        self._on_ready(ready)
+        self._policy.calibrate(ready)
+        self._outbox = [_open_session(session) for session in self._sessions if session.is_live]
+        self._leases.engine_outbox.clear()
+        self._leases.restart_trees()
+
+
+def _open_session(session: Session) -> OpenSession:
+    return OpenSession(
+        session=session.number,
+        token_ids=list(session.token_ids),
+        prompt_length=session.prompt_length,
+        max_tokens=session.max_tokens,
+        sampling=session.request.sampling,
+        noise_key=session.noise_key,
+        ignore_eos=session.request.ignore_eos,
+    )

@@ -1,0 +1,60 @@
+"""The settings of a coordinator, read once and passed on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from coordinator.engine.settings import Dtype
+from specedge_p2p.names import PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much the coordinator takes on; a full one refuses clearly."""
+
+    max_sessions: int = 64
+    max_nodes: int = 512
+    max_rows: int = 8
+    """Most tree rows of one session in one step."""
+    prefill_tokens: int = 256
+    """Most prompt tokens that one step prefills over all sessions."""
+    steps_in_flight: int = 2
+    """One that runs and one that waits, so that the engine never does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    heartbeat_s: float = 2.0
+    handshake_s: float = 10.0
+    segment_s: float = 1.0
+    """Accepted tokens reach the ledger at least this often."""
+    lease_s: float = 60.0
+    """How long a lost node may come back to its sessions."""
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorSettings:
+    """All that `specedge-coordinator serve` can be told.
+
+    Args:
+        home: folder of the identity.
+        database_url: a SQLite file or a PostgreSQL URL.
+    """
+
+    home: Path
+    database_url: str
+    model: str = "demo-target"
+    dtype: Dtype = "auto"
+    device: str = "auto"
+    threads: int = 1
+    step_floor_s: float = 0.0
+    host: str = "127.0.0.1"
+    port: int = 8000
+    listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
+    bootstrap: tuple[str, ...] = ()
+    require_keys: bool = False
+    allowed_nodes: frozenset[PeerId] = frozenset()
+    """The nodes that draft for requests with `volunteers: allowed`."""
+    draft_models: tuple[str, ...] = ()
+    """Draft models suggested to nodes that leave the choice to the coordinator."""
+    limits: Limits = Limits()
+    timing: Timing = Timing()

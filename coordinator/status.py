@@ -1,0 +1,70 @@
+"""The live network as frozen read models, for the dashboard, /healthz and /metrics."""
+
+from collections.abc import Callable
+
+from coordinator.engine.ports import Engine
+from coordinator.leases import Leases
+from coordinator.load import Load
+from coordinator.node_link import NodeLink
+from coordinator.sessions import Session, Sessions
+from specedge_p2p.overlay.ports import Overlay
+from specedge_p2p.views import NetworkView, NodeView, SessionView
+
+
+class Status:
+    def __init__(  # noqa: PLR0913 - it shows all of these and changes none
+        self,
+        overlay: Overlay,
+        engine: Engine,
+        sessions: Sessions,
+        leases: Leases,
+        load: Load,
+        target_model: str,
+        clock: Callable[[], float],
+    ) -> None:
+        self._overlay, self._engine, self._sessions = overlay, engine, sessions
+        self._leases, self._load, self._target_model = leases, load, target_model
+        self._clock = clock
+
+    def network(self) -> NetworkView:
+        load = self._load
+        return NetworkView(
+            peer_id=self._overlay.peer_id,
+            addresses=self._overlay.addresses,
+            target_model=self._target_model,
+            uptime_s=load.uptime_s,
+            engine_is_ready=self._engine.is_ready,
+            num_engine_restarts=self._engine.num_restarts,
+            engine_busy=load.engine_busy,
+            tokens_per_s=load.tokens_per_s,
+            num_tokens=load.num_tokens,
+            num_accepted=load.num_accepted,
+            acceptance_length=load.acceptance_length,
+            nodes=tuple(self._node(node) for node in self._leases.nodes),
+            sessions=tuple(self._session(session) for session in self._sessions),
+        )
+
+    def _node(self, node: NodeLink) -> NodeView:
+        return NodeView(
+            peer_id=node.peer_id,
+            draft_model=node.hello.draft_model,
+            num_sessions=len(self._leases.of_node(node)),
+            max_sessions=node.max_sessions,
+            round_trip_s=node.round_trip_s,
+            level_time_s=node.hello.level_time_s,
+            connected_s=self._clock() - node.connected_s,
+            num_drafted=node.num_drafted,
+            num_accepted=node.num_accepted,
+        )
+
+    def _session(self, session: Session) -> SessionView:
+        return SessionView(
+            session_id=session.session_id,
+            nodes=self._leases.drafting_peers(session),
+            num_prompt_tokens=session.prompt_length,
+            num_tokens=session.num_tokens,
+            num_rounds=session.num_rounds,
+            num_drafted_rounds=session.num_drafted_rounds,
+            num_accepted=session.num_accepted,
+            age_s=self._clock() - session.opened_s,
+        )

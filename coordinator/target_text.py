@@ -1,0 +1,38 @@
+"""The text side of the target model: prompts to tokens, committed tokens to text."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from specedge_p2p.lm.detokenizer import IncrementalDetokenizer, StopStrings
+
+
+class TextCodec(Protocol):
+    """A tokenizer, real or toy."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]: ...
+
+    def decode(self, token_ids: Sequence[int]) -> str: ...
+
+    def fingerprint(self) -> bytes: ...
+
+
+class StoppedText:
+    """The text of one session: final characters only, cut at the first stop string."""
+
+    def __init__(self, codec: TextCodec, stop: Sequence[str]) -> None:
+        self._detokenizer = IncrementalDetokenizer(codec.decode)
+        self._stop_strings = StopStrings(stop)
+
+    def push(self, token_id: int) -> tuple[str, bool]:
+        """Text that may be shown now, and whether a stop string was completed."""
+        return self._stop_strings.feed(self._detokenizer.push([token_id]))
+
+    def finish(self) -> str:
+        """What was held back and is part of the answer after all."""
+        shown, is_stopped = self._stop_strings.feed(self._detokenizer.finish())
+        return shown if is_stopped else shown + self._stop_strings.finish()[0]

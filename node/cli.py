@@ -1,0 +1,221 @@
+"""`specedge-node`: join the network as a volunteer, and look at what you earned."""
+
+import logging
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import trio
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from node.hardware import limit_threads
+from node.main import EXPECTED_FAILURES, run_node
+from node.receipts import ReceiptBook
+from node.settings import (
+    AUTO,
+    Drafting,
+    Dtype,
+    NodeSettings,
+    default_home,
+    default_threads,
+    software_version,
+)
+from specedge_p2p.identity.keys import Identity, IdentityError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=(
+        "Volunteer your machine: it guesses the next tokens of other people's requests with a small"
+        " draft model, a coordinator checks the guesses with the big one, and every accepted token"
+        " earns credit.\n\nStart with: specedge-node join"
+    ),
+)
+identity_app = typer.Typer(no_args_is_help=True, help="Your key: who you are in the network.")
+receipts_app = typer.Typer(no_args_is_help=True, help="What coordinators signed that they owe you.")
+app.add_typer(identity_app, name="identity")
+app.add_typer(receipts_app, name="receipts")
+
+Home = Annotated[
+    Path,
+    typer.Option(
+        help="Folder of your key, receipts and known coordinators; one node per folder."
+        " $SPECEDGE_HOME moves the default.",
+        default_factory=default_home,
+        show_default="$SPECEDGE_HOME/node, else your user data folder",
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    *,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)
+    ] = False,
+) -> None:
+    if show_version:
+        print(software_version())
+        raise typer.Exit
+
+
+@app.command()
+def join(
+    *,
+    home: Home,
+    coordinator: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Multiaddress of a coordinator, as it prints it at start:"
+            " /ip4/203.0.113.5/tcp/4001/p2p/12D3Koo... May be given more than once.",
+            metavar="MULTIADDR",
+        ),
+    ] = None,
+    bootstrap: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Any peer of the network; coordinators are found through it.",
+            metavar="MULTIADDR",
+        ),
+    ] = None,
+    draft_model: Annotated[
+        str,
+        typer.Option(
+            help="Name on the model hub, or a folder. 'auto' takes what the coordinator suggests."
+            " Its tokenizer must be the target's.",
+            metavar="NAME|PATH|auto",
+        ),
+    ] = AUTO,
+    max_sessions: Annotated[
+        int, typer.Option(help="Most requests to draft for at once.", metavar="N")
+    ] = 16,
+    threads: Annotated[
+        int,
+        typer.Option(
+            help="CPU threads of the draft model. One per process is best on small machines.",
+            metavar="N",
+            default_factory=lambda: default_threads(os.cpu_count()),
+            show_default="1, or half the cores from 5 on",
+        ),
+    ],
+    dtype: Annotated[
+        Dtype, typer.Option(help="Arithmetic; auto is float32, on a GPU bfloat16.")
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="Where the model runs: auto, cpu, cuda, cuda:1.")
+    ] = "auto",
+    link_delay_ms: Annotated[
+        float,
+        typer.Option(help="For measuring: adds this round trip to the link, half each way."),
+    ] = 0.0,
+    drafting: Annotated[Drafting, typer.Option(hidden=True)] = "honest",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
+) -> None:
+    """Join the network and draft until Ctrl-C.
+
+    Without --coordinator the node asks the coordinators it knew last, then looks for others
+    through --bootstrap. It needs no open port. It comes back by itself when a link is lost;
+    Ctrl-C says goodbye first. SIGUSR1 pauses and resumes.
+    """
+    console = Console(stderr=True)
+    _log_to(console, verbose=verbose)
+    limit_threads(threads)
+    try:
+        settings = NodeSettings(
+            home=home,
+            coordinators=tuple(coordinator or ()),
+            bootstrap=tuple(bootstrap or ()),
+            draft_model=draft_model,
+            max_sessions=max_sessions,
+            threads=threads,
+            dtype=dtype,
+            device=device,
+            link_delay_s=link_delay_ms / 1000,
+            drafting=drafting,
+        )
+        trio.run(run_node, settings, console)
+    except EXPECTED_FAILURES as error:
+        _fail(str(error))
+    except KeyboardInterrupt:  # before or after the signal receiver
+        raise typer.Exit(0) from None
+
+
+@identity_app.command("show")
+def identity_show(*, home: Home) -> None:
+    """Print your peer id; makes a key where there is none yet."""
+    print(_identity(home).peer_id)
+
+
+@receipts_app.command("list")
+def receipts_list(
+    *, home: Home, limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20
+) -> None:
+    """Print the newest receipts and what each coordinator owes you in all."""
+    book = _book(home)
+    for body in book.list(limit):
+        at = datetime.fromtimestamp(body.issued_at_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        print(
+            f"{at}  {body.coordinator}  #{body.sequence}  {body.num_accepted} tokens"
+            f"  {body.micro_credits / 1e6:g} credits"
+        )
+    for total in book.totals():
+        print(
+            f"{total.coordinator}: {total.num_receipts} receipts, {total.num_accepted} tokens,"
+            f" {total.micro_credits / 1e6:g} credits"
+        )
+    book.close()
+
+
+@receipts_app.command("audit")
+def receipts_audit(*, home: Home) -> None:
+    """Check every signature and the whole chain of receipts again; exit code 1 if one is bad."""
+    book = _book(home)
+    findings, totals = book.audit(), book.totals()
+    book.close()
+    for finding in findings:
+        print(f"{finding.coordinator} #{finding.sequence}: {finding.problem}", file=sys.stderr)
+    if findings:
+        raise typer.Exit(1)
+    print(f"{sum(total.num_receipts for total in totals)} receipts, all good")
+
+
+def main() -> None:
+    app()
+
+
+def _identity(home: Path) -> Identity:
+    try:
+        return Identity.load_or_create(home / "identity.pem")
+    except IdentityError as error:
+        _fail(str(error))
+
+
+def _book(home: Path) -> ReceiptBook:
+    identity = _identity(home)
+    return ReceiptBook(home / "receipts.sqlite3", identity.peer_id)
+
+
+def _log_to(console: Console, *, verbose: bool) -> None:
+    handler: logging.Handler = (
+        RichHandler(console=console, show_path=False, show_level=False)
+        if console.is_terminal
+        else logging.StreamHandler(sys.stderr)
+    )
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", datefmt="%H:%M:%S", handlers=[handler]
+    )
+    logging.getLogger("node").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def _fail(text: str) -> NoReturn:
+    print(f"specedge-node: {' '.join(text.split())}", file=sys.stderr)
+    raise typer.Exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""The join loop: find a coordinator, serve it, come back after every loss until told to leave."""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from node.drafter import Drafter, DrafterSettings
+from node.hardware import Benchmark
+from node.link import ReplayLink, backoff_s, delayed
+from node.link_life import LinkEnd, Refused, RunIo, RunLevel
+from node.receipts import ReceiptBook
+from node.selection import draft_model_for, in_order
+from node.settings import AUTO, NodeSettings
+from node.worker import (
+    Worker,
+    WorkerSettings,
+    run_io_in_thread,
+    run_level_in_thread,
+)
+from specedge_p2p.lm.ports import LanguageModel
+from specedge_p2p.overlay.discovery import FoundCoordinator
+from specedge_p2p.overlay.ports import DRAFT_PROTOCOL, Link, Overlay, OverlayError
+
+log = logging.getLogger(__name__)
+
+FINAL_REFUSALS = frozenset({"tokenizer", "version", "not-allowed", "banned"})
+"""Codes of Refuse after which it is no use to ask again; after others the node tries later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A loaded and measured draft model."""
+
+    name: str
+    model: LanguageModel
+    tokenizer_fingerprint: bytes
+    measured: Benchmark
+
+
+@dataclass(frozen=True, slots=True)
+class JoinPorts:
+    """What the join loop asks of the world.
+
+    Args:
+        overlay: the running participant.
+        find: the coordinators that answer now.
+        prepare: loads and measures a draft model by name.
+        receipts: the node's book.
+        jitter: a number in [0, 1), new at every call.
+    """
+
+    overlay: Overlay
+    find: Callable[[], Awaitable[Sequence[FoundCoordinator]]]
+    prepare: Callable[[str], Awaitable[Draft]]
+    receipts: ReceiptBook
+    jitter: Callable[[], float]
+    run_level: RunLevel = run_level_in_thread
+    run_io: RunIo = run_io_in_thread
+
+
+class JoinLoop:
+    """Runs until `leave`. Raises Refused, NoFit and what `prepare` raises."""
+
+    def __init__(self, settings: NodeSettings, ports: JoinPorts, software: str = "") -> None:
+        self._settings = settings
+        self._ports = ports
+        self._software = software
+        self._worker: Worker | None = None
+        self._draft: Draft | None = None
+        self._scope = trio.CancelScope()
+        self._capacity = settings.max_sessions
+        self._is_leaving = False
+        self._is_linked = False
+
+    @property
+    def worker(self) -> Worker | None:
+        """None before the draft model is loaded."""
+        return self._worker
+
+    def set_capacity(self, max_sessions: int) -> None:
+        """How many sessions to take from now on; 0 pauses new ones."""
+        self._capacity = max_sessions
+        if self._worker is not None:
+            self._worker.set_capacity(max_sessions)
+
+    def leave(self) -> None:
+        """End soon: with a farewell and a flush on an open link, else at once."""
+        self._is_leaving = True
+        if self._worker is not None and self._is_linked:
+            self._worker.leave()
+        else:
+            self._scope.cancel()
+
+    async def run(self) -> None:
+        num_failures = 0
+        with self._scope:
+            if self._settings.draft_model != AUTO:  # a mistake in its name shows at once
+                await self._prepare(self._settings.draft_model)
+            while not self._is_leaving:
+                has_served = await self._one_round()
+                num_failures = 0 if has_served else num_failures + 1
+                if not self._is_leaving:
+                    pause_s = backoff_s(max(0, num_failures - 1), self._ports.jitter())
+                    log.info("next try in %.1f s", pause_s)
+                    await trio.sleep(pause_s)
+
+    async def _one_round(self) -> bool:
+        """Ask every coordinator that fits, best first, until one is served; whether one was."""
+        found = await self._ports.find()
+        if not found:
+            log.warning("no coordinator answers")
+        fingerprint = None if self._draft is None else self._draft.tokenizer_fingerprint
+        for candidate in in_order(found, fingerprint, self._settings.coordinators):
+            worker = await self._worker_for(candidate)
+            num_welcomes = worker.num_welcomes
+            await self._serve(worker, candidate)
+            if self._is_leaving or worker.num_welcomes > num_welcomes:
+                return worker.num_welcomes > num_welcomes
+        return False
+
+    async def _worker_for(self, candidate: FoundCoordinator) -> Worker:
+        if self._worker is not None:
+            return self._worker
+        return await self._prepare(draft_model_for(self._settings.draft_model, candidate.record))
+
+    async def _prepare(self, name: str) -> Worker:
+        draft = self._draft = await self._ports.prepare(name)
+        beam_width = DrafterSettings().growth.beam_width
+        self._worker = Worker(
+            Drafter(draft.model),
+            WorkerSettings(
+                draft_model=draft.name,
+                model_fingerprint=draft.model.info.fingerprint,
+                tokenizer_fingerprint=draft.tokenizer_fingerprint,
+                max_sessions=self._settings.max_sessions,
+                level_time_s=draft.measured.level_time_s(beam_width),
+                software=self._software,
+            ),
+            self._ports.receipts,
+            self._ports.run_level,
+            self._ports.run_io,
+        )
+        self._worker.set_capacity(self._capacity)
+        return self._worker
+
+    async def _serve(self, worker: Worker, candidate: FoundCoordinator) -> None:
+        log.info("joining %s", candidate.address)
+        end: LinkEnd | Refused | None = None
+        try:
+            async with self._link(candidate.address) as link:
+                self._is_linked = True
+                end = await _served(worker, link)
+        except OverlayError as error:
+            log.warning("cannot reach %s: %s", candidate.address, error)
+        finally:
+            self._is_linked = False
+        if isinstance(end, Refused):
+            if end.code in FINAL_REFUSALS:
+                raise end
+            log.warning("refused (%s): %s", end.code, end)
+        elif end is not None:
+            level = logging.INFO if end is LinkEnd.LEFT else logging.WARNING
+            log.log(level, "the link ended: %s", end.value)
+
+    @asynccontextmanager
+    async def _link(self, address: str) -> AsyncIterator[Link]:
+        settings = self._settings
+        async with (
+            self._ports.overlay.dial(address, DRAFT_PROTOCOL) as raw,
+            delayed(raw, settings.link_delay_s) as link,
+        ):
+            yield ReplayLink(link) if settings.drafting == "replay" else link
+
+
+async def _served(worker: Worker, link: Link) -> LinkEnd | Refused:
+    """A refusal as a value: an exception would leave the link's nursery wrapped in a group."""
+    try:
+        return await worker.serve(link)
+    except Refused as refused:
+        return refused

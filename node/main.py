@@ -1,0 +1,174 @@
+"""The composition root of a node: builds the parts, joins, shows how it goes, leaves cleanly."""
+
+import fcntl
+import logging
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+
+import trio
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from node.governor import Governor
+from node.join import Draft, JoinLoop, JoinPorts
+from node.link_life import Refused
+from node.models import prepare_draft
+from node.receipts import ReceiptBook
+from node.selection import NoFit
+from node.settings import NodeSettings, SettingsError, software_version
+from node.status import Snapshot, status_line
+from node.worker import WorkerStats
+from specedge_p2p.identity.keys import Identity, IdentityError
+from specedge_p2p.lm.ports import ModelError
+from specedge_p2p.overlay.discovery import (
+    FoundCoordinator,
+    KnownCoordinators,
+    find_coordinators,
+)
+from specedge_p2p.overlay.libp2p_host import open_overlay
+from specedge_p2p.overlay.ports import Overlay, OverlayError
+
+log = logging.getLogger(__name__)
+
+LEAVE_S = 1.5
+"""Time for farewell and flush; after that the node goes without them."""
+EXPECTED_FAILURES = (SettingsError, IdentityError, ModelError, OverlayError, Refused, NoFit)
+"""What a person can put right; each has one line that says how."""
+Show = Callable[[str], None]
+_STATUS_S = 0.5
+_LOG_EVERY_S = 10.0
+
+
+async def run_node(settings: NodeSettings, console: Console) -> None:
+    """Join and draft until SIGINT or SIGTERM.
+
+    Raises SettingsError, IdentityError, ModelError, OverlayError, Refused and NoFit, each with one
+    line that says what to do.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_only_one(settings))
+        identity = Identity.load_or_create(settings.key_file)
+        book = stack.enter_context(closing(ReceiptBook(settings.receipts_file, identity.peer_id)))
+        log.info("this node is %s", identity.peer_id)
+        failure: BaseException | None = None
+        with trio.CancelScope() as scope:
+            async with open_overlay(
+                identity, listen=(), bootstrap=settings.bootstrap, dht="client"
+            ) as overlay:
+                failure = await _Node(settings, overlay, book, console, scope).run()
+        if failure is not None:
+            raise failure
+
+
+class _Node:
+    """The running parts of one process."""
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        overlay: Overlay,
+        book: ReceiptBook,
+        console: Console,
+        scope: trio.CancelScope,
+    ) -> None:
+        self._settings = settings
+        self._overlay = overlay
+        self._console = console
+        self._scope = scope
+        self._is_prepared = trio.Event()
+        self._known = KnownCoordinators(settings.known_file)
+        randomness = random.SystemRandom()
+        ports = JoinPorts(overlay, self._find, self._prepare, book, randomness.random)
+        self._loop = JoinLoop(settings, ports, software=software_version())
+        self._governor = Governor(settings.max_sessions, self._set_capacity)
+
+    async def run(self) -> BaseException | None:
+        """Runs until told to leave; what ended it otherwise is returned, bare of its nursery."""
+        failure: BaseException | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._obey_signals)
+            nursery.start_soon(self._show_status)
+            try:
+                await self._loop.run()
+            except EXPECTED_FAILURES as error:
+                failure = error
+            nursery.cancel_scope.cancel()
+        return failure
+
+    async def _find(self) -> list[FoundCoordinator]:
+        return await find_coordinators(
+            self._overlay, by_hand=self._settings.coordinators, known=self._known, now_s=time.time
+        )
+
+    async def _prepare(self, name: str) -> Draft:
+        log.info("loading the draft model %s", name)
+        # trio-stubs, which libp2p brings along, are older than trio.
+        draft: Draft = await trio.to_thread.run_sync(  # type: ignore[call-arg]
+            prepare_draft,
+            name,
+            self._settings,
+            self._console,
+            time.perf_counter,
+            abandon_on_cancel=True,
+        )
+        self._is_prepared.set()
+        log.info("measured, vertices per level: %s", draft.measured)
+        return draft
+
+    def _set_capacity(self, max_sessions: int) -> None:
+        log.info("takes %d sessions from now on", max_sessions)
+        self._loop.set_capacity(max_sessions)
+
+    async def _obey_signals(self) -> None:
+        """SIGINT, SIGTERM: leave; once more: leave at once. SIGUSR1: pause or go on."""
+        is_leaving = False
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) as signals:
+            async for number in signals:
+                if number == signal.SIGUSR1:
+                    self._governor.toggle()
+                elif is_leaving:
+                    self._scope.cancel()
+                else:
+                    is_leaving = True
+                    log.info("leaving")
+                    self._scope.deadline = trio.current_time() + LEAVE_S
+                    self._loop.leave()
+
+    async def _show_status(self) -> None:
+        await self._is_prepared.wait()  # until then the screen is the progress bar's
+        if self._console.is_terminal:
+            with Live(console=self._console, auto_refresh=False, transient=True) as live:
+                await self._status_loop(_STATUS_S, lambda t: live.update(Text(t), refresh=True))
+        else:
+            await self._status_loop(_LOG_EVERY_S, lambda t: log.info("%s", t))
+
+    async def _status_loop(self, every_s: float, show: Show) -> None:
+        before = Snapshot(trio.current_time(), WorkerStats())
+        while True:
+            await trio.sleep(every_s)
+            worker = self._loop.worker
+            now = Snapshot(trio.current_time(), WorkerStats() if worker is None else worker.stats)
+            show(status_line(before, now, is_paused=self._governor.is_paused))
+            before = now
+
+
+@contextmanager
+def _only_one(settings: NodeSettings) -> Iterator[None]:
+    """One process per home: two with one key would take each other's place at the coordinator."""
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        lock = settings.lock_file.open("w")
+    except OSError as error:
+        raise SettingsError(f"cannot use the folder {settings.home}: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SettingsError(
+                f"another node runs from {settings.home}; give this one its own --home"
+            ) from None
+        yield

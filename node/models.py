@@ -1,0 +1,77 @@
+"""Loading a draft model: the node's only door to the part that imports torch."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from node.dishonest import GuessingModel
+from node.hardware import benchmark, has_cuda_device
+from node.join import Draft
+from node.settings import AUTO, NodeSettings
+from specedge_p2p.lm.ports import LanguageModel
+
+Report = Callable[[str, int, int], None]
+
+
+def prepare_draft(
+    name: str, settings: NodeSettings, console: Console, clock: Callable[[], float]
+) -> Draft:
+    """Load a model by name or from a folder and measure it. Blocks; raises ModelError.
+
+    Args:
+        name: on the model hub, or a folder, or one of the demo models.
+        settings: dtype, device and threads.
+        console: where the progress of a download is shown.
+        clock: seconds, rising.
+    """
+    # Imported here: torch takes seconds, and `--help` should not.
+    from specedge_p2p.lm.loader import load_model
+    from specedge_p2p.lm.text import Tokenizer
+
+    device = settings.device
+    if device == AUTO:
+        device = "cuda" if has_cuda_device() else "cpu"
+    dtype = settings.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    with _download_bar(console) as report:
+        tokenizer = Tokenizer.load(name, progress=report)
+        loaded = load_model(
+            name, dtype=dtype, device=device, threads=settings.threads, progress=report
+        )
+    model: LanguageModel = loaded
+    if settings.drafting == "random":
+        model = GuessingModel(model, seed=1)
+    return Draft(name, model, tokenizer.fingerprint(), benchmark(model, clock))
+
+
+@contextmanager
+def _download_bar(console: Console) -> Iterator[Report]:
+    """A progress bar that appears with the first byte that is downloaded."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task("", total=None, visible=False)
+
+    def report(file_name: str, num_bytes: int, total_bytes: int) -> None:
+        bar.start()
+        bar.update(
+            task,
+            description=f"downloading {file_name}",
+            completed=num_bytes,
+            total=total_bytes,
+            visible=True,
+        )
+
+    try:
+        yield report
+    finally:
+        bar.stop()

@@ -1,0 +1,113 @@
+"""What a node is told at its start, parsed once into a frozen object."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+from multiaddr import Multiaddr
+from multiaddr.exceptions import Error as MultiaddrError
+
+from specedge_p2p.identity.keys import parse_peer_id
+
+Dtype = Literal["auto", "float32", "bfloat16", "float64"]
+Drafting = Literal["honest", "random", "replay"]
+AUTO = "auto"
+MAX_SESSIONS = 64
+
+
+class SettingsError(Exception):
+    """A setting cannot be used; the text is one line that says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """All settings of one node process.
+
+    Args:
+        home: folder of the key, the receipts and the last coordinators known.
+        coordinators: multiaddresses given by hand, asked first.
+        bootstrap: peers through which others are found.
+        draft_model: a name on the model hub, a folder, or "auto".
+        max_sessions: most generations drafted for at once.
+        threads: CPU threads of the draft model.
+        dtype: arithmetic of the draft model.
+        device: where it runs; "auto" takes a GPU if there is one.
+        link_delay_s: round trip added to the link, for measuring.
+        drafting: anything but "honest" is for the network's own tests.
+    """
+
+    home: Path
+    coordinators: tuple[str, ...] = ()
+    bootstrap: tuple[str, ...] = ()
+    draft_model: str = AUTO
+    max_sessions: int = 16
+    threads: int = 1
+    dtype: Dtype = "auto"
+    device: str = "auto"
+    link_delay_s: float = 0.0
+    drafting: Drafting = "honest"
+
+    def __post_init__(self) -> None:
+        for address in (*self.coordinators, *self.bootstrap):
+            check_address(address)
+        if not 1 <= self.max_sessions <= MAX_SESSIONS:
+            raise SettingsError(f"--max-sessions is 1 to {MAX_SESSIONS}, not {self.max_sessions}")
+        if not 1 <= self.threads <= 1024:
+            raise SettingsError(f"--threads is 1 to 1024, not {self.threads}")
+        if not 0 <= self.link_delay_s <= 10:
+            raise SettingsError("--link-delay-ms is 0 to 10000")
+
+    @property
+    def key_file(self) -> Path:
+        return self.home / "identity.pem"
+
+    @property
+    def receipts_file(self) -> Path:
+        return self.home / "receipts.sqlite3"
+
+    @property
+    def known_file(self) -> Path:
+        return self.home / "coordinators.json"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.home / "lock"
+
+
+def software_version() -> str:
+    """Name and version for people and for Hello."""
+    try:
+        return f"specedge-node {version('specedge-p2p')}"
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "specedge-node (source tree)"
+
+
+def default_home(environ: Mapping[str, str] = os.environ) -> Path:
+    """`$SPECEDGE_HOME/node`, or the usual place for a user's data."""
+    base = environ.get("SPECEDGE_HOME")
+    return Path(base or platformdirs.user_data_dir("specedge")) / "node"
+
+
+def default_threads(num_cpus: int | None) -> int:
+    """One on small machines, where two threads on two cores would wait for each other."""
+    return max(1, (num_cpus or 1) // 2) if (num_cpus or 1) > 4 else 1
+
+
+def check_address(address: str) -> str:
+    """A multiaddress that can be dialled: it ends with the peer id. Raises SettingsError."""
+    try:
+        Multiaddr(address)
+        _, found, peer_id = address.rpartition("/p2p/")
+        if not found:
+            raise SettingsError(
+                f"{address!r} names no peer: it must end with /p2p/<peer id>,"
+                " as the coordinator prints it"
+            )
+        parse_peer_id(peer_id)
+    except (MultiaddrError, ValueError) as error:
+        raise SettingsError(f"{address!r} is not a multiaddress: {error}") from None
+    return address

@@ -1,0 +1,180 @@
+"""The demo's process tree: a coordinator (with its engine) and nodes, each a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import msgspec
+import trio
+
+from specedge_p2p.errors import ClearError
+from specedge_p2p.identity.keys import Identity
+
+START_S = 180.0
+"""Longest start of a process; loading torch from a cold disk takes most of it."""
+STOP_S = 10.0
+
+
+class DemoError(ClearError):
+    """The demo network cannot go on; the text says why and where the log is."""
+
+
+class Endpoints(msgspec.Struct, frozen=True):
+    """What `specedge-coordinator serve --ready-fd` reports when it is ready."""
+
+    peer_id: str
+    addresses: list[str]
+    gateway: str
+    dashboard: str
+    database: str
+
+
+@dataclass(slots=True)
+class Child:
+    """A started process and its log."""
+
+    name: str
+    process: trio.Process
+    log_path: Path
+
+    def check(self) -> None:
+        """Raises DemoError when the process has ended."""
+        if self.process.poll() is not None:
+            lines = self.log_path.read_text("utf-8", "replace").strip().splitlines()
+            last = lines[-1] if lines else "it said nothing"
+            raise DemoError(f"{self.name} ended with code {self.process.returncode}: {last}")
+
+
+@dataclass(slots=True)
+class Network:
+    """A running coordinator and its nodes."""
+
+    endpoints: Endpoints
+    coordinator: Child
+    nodes: list[Child] = field(default_factory=list)
+    node_homes: list[Path] = field(default_factory=list)
+
+    @property
+    def peer_ids(self) -> tuple[str, ...]:
+        """Of the nodes, in order; read from the identities that they made at their start."""
+        return tuple(Identity.load(home / "identity.pem").peer_id for home in self.node_homes)
+
+    def check(self) -> None:
+        for child in (self.coordinator, *self.nodes):
+            child.check()
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPlan:
+    """What to start. `*_args` go to the commands as they are."""
+
+    home: Path
+    num_nodes: int
+    coordinator_args: Sequence[str] = ()
+    node_args: Sequence[str] = ()
+
+
+@asynccontextmanager
+async def running_network(plan: NetworkPlan) -> AsyncIterator[Network]:
+    """Start everything, wait until all nodes are connected, stop everything at the end."""
+    children: list[Child] = []
+    try:
+        network = await _start(plan, children)
+        yield network
+    finally:
+        with trio.CancelScope(shield=True):
+            await stop(children[::-1])
+
+
+async def stop(children: Sequence[Child]) -> None:
+    """Ask the processes to leave, in order and all at once; kill what does not."""
+    for child in children:
+        if child.process.poll() is None:
+            child.process.send_signal(signal.SIGINT)
+    for child in children:
+        with trio.move_on_after(STOP_S):
+            await child.process.wait()
+        if child.process.poll() is None:
+            child.process.kill()
+            await child.process.wait()
+
+
+async def _start(plan: NetworkPlan, children: list[Child]) -> Network:
+    read_fd, write_fd = os.pipe()
+    async with trio.lowlevel.FdStream(read_fd) as ready:
+        arguments = ["--ready-fd", str(write_fd), "--home", str(plan.home / "coordinator")]
+        child = await spawn(
+            "the coordinator",
+            ["-m", "coordinator.cli", "serve", *arguments, *plan.coordinator_args],
+            plan.home / "coordinator.log",
+            pass_fds=(write_fd,),
+        )
+        children.append(child)
+        os.close(write_fd)
+        endpoints = await read_endpoints(child, ready)
+    network = Network(endpoints, child)
+    for i in range(plan.num_nodes):
+        home = plan.home / f"node-{i + 1}"
+        arguments = ["--home", str(home)]
+        for address in endpoints.addresses:
+            arguments += ["--coordinator", address]
+        node = await spawn(
+            f"node {i + 1}",
+            ["-m", "node.cli", "join", *arguments, *plan.node_args],
+            plan.home / f"node-{i + 1}.log",
+        )
+        children.append(node)
+        network.nodes.append(node)
+        network.node_homes.append(home)
+    await _until_joined(network, plan.num_nodes)
+    return network
+
+
+async def spawn(
+    name: str, arguments: Sequence[str], log_path: Path, pass_fds: Sequence[int] = ()
+) -> Child:
+    """Start a Python process of ours in a session of its own, so that Ctrl-C is ours alone."""
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with log_path.open("wb") as log_file:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=subprocess.STDOUT,
+            pass_fds=tuple(pass_fds),
+            start_new_session=True,
+        )
+    return Child(name, process, log_path)
+
+
+async def read_endpoints(child: Child, ready: trio.abc.ReceiveStream) -> Endpoints:
+    """Wait for the one line on the ready pipe; it closes early when the process dies."""
+    line = b""
+    with trio.move_on_after(START_S):
+        async for piece in ready:
+            line += piece
+    if not line:
+        with trio.move_on_after(1):
+            await child.process.wait()
+        child.check()
+        raise DemoError(f"the coordinator was not ready after {START_S:g} s: {child.log_path}")
+    return msgspec.json.decode(line, type=Endpoints)
+
+
+async def _until_joined(network: Network, num_nodes: int) -> None:
+    async with httpx.AsyncClient(base_url=network.endpoints.gateway) as client:
+        with trio.move_on_after(START_S):
+            while True:
+                network.check()
+                health = json.loads((await client.get("/healthz")).text)
+                if health["num_nodes"] >= num_nodes:
+                    return
+                await trio.sleep(0.1)
+    raise DemoError(f"the nodes did not join within {START_S:g} s")

@@ -1,0 +1,166 @@
+"""Choosing tokens on the device: the torch twin of `noise.py` and `choosing.py`.
+
+Hashes are in masked int64 arithmetic and equal on every device; the floats that follow may differ
+by ulps. Logits are taken to float32; float64 stays.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specedge_p2p.lm.ports import SamplingParams
+from specedge_p2p.noise import NoiseKey, key_words
+
+_MASK = 0xFFFFFFFF
+_GOLDEN = 0x9E3779B1
+_SLICE_ELEMENTS_CPU, _SLICE_ELEMENTS = 1 << 16, 1 << 24
+"""Rows are taken in slices of so many logits: on a CPU hashes then stay in its cache, on a GPU they
+need bounded memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """How the token of each row of logits is chosen: three columns of the same length.
+
+    `positions` are those of the chosen tokens.
+    """
+
+    sampling: Sequence[SamplingParams]
+    keys: Sequence[NoiseKey]
+    positions: Sequence[int]
+
+    def part(self, start: int, stop: int) -> "Draws":
+        span = slice(start, stop)
+        return Draws(self.sampling[span], self.keys[span], self.positions[span])
+
+
+def choose_tokens(logits: Tensor, draws: Draws) -> Tensor:
+    """Token ids int64 [R] from logits [R, V]; ties go to the lowest token id."""
+    return torch.cat(
+        [_first_best(_scores(part, d, filtered=True)) for part, d in _slices(logits, draws)]
+    )
+
+
+def rank_children(logits: Tensor, draws: Draws, branch_width: int) -> tuple[Tensor, Tensor]:
+    """Token ids int64 and log-probabilities float32 [R, branch_width], best first.
+
+    The score of a child is log softmax(log p / T + noise); without noise at temperature 0.
+    """
+    best = [
+        torch.log_softmax(_scores(part, d, filtered=False), -1).topk(branch_width, -1)
+        for part, d in _slices(logits, draws)
+    ]
+    log_probs = torch.cat([part.values for part in best]).clamp(max=0).float()
+    return torch.cat([part.indices for part in best]), log_probs
+
+
+def token_hashes(words: Tensor, positions: Tensor, token_ids: Tensor) -> Tensor:
+    """32-bit hashes int64 [R, V] from key words [R, 4], positions [R] and token ids [V]."""
+    a, b, c, d = words.unbind(1)
+    first = _mix32(_mix32((positions * _GOLDEN & _MASK) ^ a) ^ b)
+    second = _mix32(_mix32(first ^ c) ^ d)
+    return _mix32(_mix32(token_ids ^ first[:, None]) ^ second[:, None])
+
+
+def gumbel(hashes: Tensor, dtype: torch.dtype) -> Tensor:
+    """Standard Gumbel noise of the hashes, in float32 or float64."""
+    uniform = (hashes.to(dtype) + 0.5) / 2.0**32
+    if dtype == torch.float32:  # 2**32 - 1 + 0.5 rounds up to 2**32, where log1p is -inf
+        uniform = uniform.clamp(max=1 - 2**-24)
+    return -torch.log(-torch.log1p(-uniform))
+
+
+def _slices(logits: Tensor, draws: Draws) -> list[tuple[Tensor, Draws]]:
+    num_elements = _SLICE_ELEMENTS_CPU if logits.device.type == "cpu" else _SLICE_ELEMENTS
+    size = max(1, num_elements // logits.shape[1])
+    return [
+        (logits[start : start + size], draws.part(start, start + size))
+        for start in range(0, max(1, len(logits)), size)
+    ]
+
+
+def _scores(logits: Tensor, draws: Draws, *, filtered: bool) -> Tensor:
+    scores = logits if logits.dtype == torch.float64 else logits.float()
+    noisy = [i for i, sampling in enumerate(draws.sampling) if sampling.temperature > 0]
+    if not noisy:
+        return scores
+    if len(noisy) == len(scores):
+        return _noisy_scores(scores, draws, filtered=filtered)
+    rows = torch.tensor(noisy, device=logits.device)
+    some = Draws(
+        [draws.sampling[i] for i in noisy],
+        [draws.keys[i] for i in noisy],
+        [draws.positions[i] for i in noisy],
+    )
+    return scores.index_copy(0, rows, _noisy_scores(scores[rows], some, filtered=filtered))
+
+
+def _noisy_scores(logits: Tensor, draws: Draws, *, filtered: bool) -> Tensor:
+    temperatures = [sampling.temperature for sampling in draws.sampling]
+    scores = logits / _column(temperatures, logits)
+    if filtered:
+        scores = filter_logits(scores, draws.sampling)
+    device = logits.device
+    hashes = token_hashes(
+        torch.tensor([key_words(key) for key in draws.keys], device=device),
+        torch.tensor(list(draws.positions), device=device),
+        torch.arange(logits.shape[1], device=device),
+    )
+    return scores + gumbel(hashes, logits.dtype)
+
+
+def filter_logits(logits: Tensor, sampling: Sequence[SamplingParams]) -> Tensor:
+    """Logits [R, V], divided by the temperature already, with what the filters drop at -inf.
+
+    A filter keeps whatever ties with the last token that it keeps.
+    """
+    vocab_size = logits.shape[1]
+    if any(0 < s.top_k < vocab_size for s in sampling):
+        counts = [s.top_k if 0 < s.top_k < vocab_size else vocab_size for s in sampling]
+        most = max(count for count in counts if count < vocab_size)
+        last = torch.tensor([min(c, most) - 1 for c in counts], device=logits.device)[:, None]
+        threshold = logits.topk(most, -1).values.gather(1, last)
+        is_off = torch.tensor([c == vocab_size for c in counts], device=logits.device)[:, None]
+        logits = _keep(logits, threshold.masked_fill(is_off, -math.inf))
+    if any(s.top_p < 1 for s in sampling):
+        logits = _keep(logits, _top_p_threshold(logits, [s.top_p for s in sampling]))
+    if any(s.min_p > 0 for s in sampling):
+        offsets = [math.log(s.min_p) if s.min_p > 0 else -math.inf for s in sampling]
+        logits = _keep(logits, logits.amax(-1, keepdim=True) + _column(offsets, logits))
+    return logits
+
+
+def _top_p_threshold(logits: Tensor, top_p: Sequence[float]) -> Tensor:
+    """Per row the smallest logit of the shortest head of the sorted tokens that reaches top_p."""
+    descending = logits.sort(-1, descending=True).values
+    probs = torch.softmax(descending, -1)
+    before = probs.cumsum(-1) - probs
+    num_kept = (before < _column(top_p, logits)).sum(-1, keepdim=True).clamp(min=1)
+    is_off = torch.tensor([p >= 1 for p in top_p], device=logits.device)[:, None]
+    return descending.gather(1, num_kept - 1).masked_fill(is_off, -math.inf)
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+
+
+def _keep(logits: Tensor, threshold: Tensor) -> Tensor:
+    return logits.masked_fill(logits < threshold, -math.inf)
+
+
+def _first_best(scores: Tensor) -> Tensor:
+    """The lowest index of the largest score; torch's arg-max promises no order of equals."""
+    is_best = scores == scores.amax(-1, keepdim=True)
+    indices = torch.arange(scores.shape[1], device=scores.device)
+    return torch.where(is_best, indices, scores.shape[1]).amin(-1)
+
+
+def _mix32(x: Tensor) -> Tensor:
+    x = x ^ (x >> 16)  # a tensor of its own, so the rest may be in place
+    x.mul_(0x7FEB352D).bitwise_and_(_MASK)
+    x.bitwise_xor_(x >> 15)
+    x.mul_(0x846CA68B).bitwise_and_(_MASK)
+    return x.bitwise_xor_(x >> 16)

@@ -1,0 +1,86 @@
+import pytest
+from pydantic import ValidationError
+
+from coordinator.gateway.schemas import ChatRequest, CompletionRequest
+from specedge_p2p.lm.ports import SamplingParams
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, SamplingParams()),
+        ({"temperature": None, "top_p": None, "top_k": None, "min_p": None}, SamplingParams()),
+        ({"temperature": 0}, SamplingParams(temperature=0)),
+        ({"top_k": -1}, SamplingParams(top_k=0)),
+        ({"top_p": 0}, SamplingParams(temperature=0)),
+        ({"top_p": 0.5, "min_p": 0.1}, SamplingParams(top_p=0.5, min_p=0.1)),
+    ],
+)
+def test_sampling(fields: dict[str, object], expected: SamplingParams) -> None:
+    assert ChatRequest.model_validate(CHAT | fields).sampling() == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, None),
+        ({"max_tokens": 3}, 3),
+        ({"max_completion_tokens": 4}, 4),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, 4),
+    ],
+)
+def test_chat_token_limit(fields: dict[str, object], expected: int | None) -> None:
+    assert ChatRequest.model_validate(CHAT | fields).token_limit() == expected
+
+
+def test_completion_token_limit() -> None:
+    body = {"model": "m", "prompt": "x"}
+    assert CompletionRequest.model_validate(body).token_limit() == 16
+    assert CompletionRequest.model_validate(body | {"max_tokens": None}).token_limit() == 16
+    assert CompletionRequest.model_validate(body | {"max_tokens": 2}).token_limit() == 2
+
+
+def test_neutral_values_and_unknown_fields_are_taken() -> None:
+    fields = {
+        "tools": [],
+        "n": 1,
+        "presence_penalty": 0.0,
+        "logit_bias": None,
+        "response_format": {"type": "text"},
+        "store": True,
+        "metadata": {"a": "b"},
+        "service_tier": "auto",
+    }
+    ChatRequest.model_validate(CHAT | fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"top_logprobs": 2},
+        {"frequency_penalty": 0.5},
+        {"logit_bias": {"5": 1}},
+        {"messages": [{"role": "tool", "content": "x"}]},
+        {"messages": [{"role": "assistant", "tool_calls": [{}]}]},
+        {"modalities": ["audio"]},
+        {"tool_choice": "required"},
+    ],
+)
+def test_what_would_change_the_answer_is_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ChatRequest.model_validate(CHAT | fields)
+    assert caught.value.errors()[0]["type"] == "unsupported_parameter"
+
+
+@pytest.mark.parametrize("stop", ["", [""], "x" * 300, 5, [5]])
+def test_bad_stop(stop: object) -> None:
+    with pytest.raises(ValidationError):
+        ChatRequest.model_validate(CHAT | {"stop": stop})
+
+
+@pytest.mark.parametrize("prompt", ["", [], [""], ["a", 1], [-1], [True], None, {"a": 1}])
+def test_bad_prompt(prompt: object) -> None:
+    with pytest.raises(ValidationError):
+        CompletionRequest.model_validate({"model": "m", "prompt": prompt})

@@ -1,0 +1,110 @@
+"""The command line: it teaches, and bad input is one clear line and exit code 2."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from node.cli import app
+from node.receipts import ReceiptBook
+from specedge_p2p.identity.keys import Identity
+from tests.support.receipt_chain import receipt_chain
+
+PEER = Identity.generate().peer_id
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
+
+
+def assert_one_clear_line(result: Result, *words: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--help"], ["join", "receipts", "identity"]),
+        (["join", "--help"], ["--coordinator", "--draft-model", "Ctrl-C"]),
+        (["identity", "--help"], ["show"]),
+        (["receipts", "--help"], ["list", "audit"]),
+    ],
+)
+def test_help_teaches(arguments: list[str], words: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 0
+    assert all(word in result.stdout for word in words)
+    assert "--drafting" not in result.stdout  # for the network's own tests
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("specedge-node ")
+
+
+def test_identity_is_made_once_and_kept(tmp_path: Path) -> None:
+    first = run("identity", "show", "--home", str(tmp_path))
+    again = run("identity", "show", "--home", str(tmp_path))
+    assert first.exit_code == 0
+    assert first.stdout.startswith("12D3Koo")
+    assert first.stdout == again.stdout
+
+
+@pytest.mark.parametrize(
+    ("address", "word"),
+    [
+        ("not-an-address", "not a multiaddress"),
+        ("/ip4/127.0.0.1/tcp/4001", "names no peer"),
+        ("/ip4/127.0.0.1/tcp/4001/p2p/12D3KooWnonsense", "not a multiaddress"),
+        (f"/ip4/127.0.0.1/tcp/99999/p2p/{PEER}", "not a multiaddress"),
+    ],
+)
+def test_a_bad_address_is_one_clear_line(tmp_path: Path, address: str, word: str) -> None:
+    for option in ("--coordinator", "--bootstrap"):
+        assert_one_clear_line(run("join", "--home", str(tmp_path), option, address), word)
+
+
+def test_a_key_that_others_can_read_is_one_clear_line(tmp_path: Path) -> None:
+    run("identity", "show", "--home", str(tmp_path))
+    (tmp_path / "identity.pem").chmod(0o644)
+    assert_one_clear_line(run("identity", "show", "--home", str(tmp_path)), "chmod 600")
+    assert_one_clear_line(run("receipts", "list", "--home", str(tmp_path)), "chmod 600")
+    assert_one_clear_line(run("join", "--home", str(tmp_path)), "chmod 600")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "word"),
+    [
+        ("--max-sessions", "0", "--max-sessions"),
+        ("--threads", "0", "--threads"),
+        ("--link-delay-ms", "-1", "--link-delay-ms"),
+    ],
+)
+def test_a_figure_out_of_range_is_one_clear_line(
+    tmp_path: Path, option: str, value: str, word: str
+) -> None:
+    assert_one_clear_line(run("join", "--home", str(tmp_path), option, value), word)
+
+
+def test_receipts_are_listed_and_audited(tmp_path: Path) -> None:
+    identity, coordinator = Identity.load_or_create(tmp_path / "identity.pem"), Identity.generate()
+    book = ReceiptBook(tmp_path / "receipts.sqlite3", identity.peer_id)
+    for envelope in receipt_chain(coordinator, identity.peer_id, 3):
+        book.add(coordinator.peer_id, envelope)
+    listed = run("receipts", "list", "--home", str(tmp_path), "--limit", "2")
+    assert listed.exit_code == 0
+    assert "#3  5 tokens  5 credits" in listed.stdout
+    assert "#1 " not in listed.stdout
+    assert "3 receipts, 15 tokens, 15 credits" in listed.stdout
+    audited = run("receipts", "audit", "--home", str(tmp_path))
+    assert audited.exit_code == 0
+    assert "3 receipts, all good" in audited.stdout
+    book._db.execute("UPDATE receipts SET micro_credits = 7")
+    book.close()
+    tampered = run("receipts", "audit", "--home", str(tmp_path))
+    assert tampered.exit_code == 1
+    assert "the book says something else" in tampered.stderr

@@ -1,0 +1,82 @@
+"""The benchmark and the small settings around it."""
+
+from itertools import count
+from pathlib import Path
+
+from node.dishonest import GuessingModel
+from node.governor import Governor
+from node.hardware import Benchmark, LevelTime, benchmark, has_cuda_device, limit_threads
+from node.settings import default_home, default_threads
+from node.status import Snapshot, status_line
+from node.worker import WorkerStats
+from specedge_p2p.lm.toy import ToyModel
+
+
+def test_the_benchmark_times_levels_and_leaves_nothing_behind() -> None:
+    model = ToyModel()
+    ticks = count()
+    result = benchmark(model, lambda: next(ticks) * 0.5, repeats=3, widths=(1, 16))
+    assert result.levels == (LevelTime(1, 0.5), LevelTime(16, 0.5))
+    assert model.num_free_rows == ToyModel().num_free_rows
+    assert str(result) == "1 in 500.0 ms, 16 in 500.0 ms"
+
+
+def test_a_level_time_is_that_of_the_next_measured_width() -> None:
+    result = Benchmark((LevelTime(1, 0.1), LevelTime(16, 0.2)))
+    assert [result.level_time_s(width) for width in (1, 2, 16, 99)] == [0.1, 0.2, 0.2, 0.2]
+
+
+def test_threads_are_bounded_by_the_environment() -> None:
+    environ: dict[str, str] = {"TOKENIZERS_PARALLELISM": "true"}
+    limit_threads(3, environ)
+    assert environ["OMP_NUM_THREADS"] == "3"
+    assert environ["TOKENIZERS_PARALLELISM"] == "true"
+    assert [default_threads(n) for n in (None, 1, 2, 4, 8, 16)] == [1, 1, 1, 1, 4, 8]
+
+
+def test_the_home_follows_the_environment(tmp_path: Path) -> None:
+    assert default_home({"SPECEDGE_HOME": str(tmp_path)}) == tmp_path / "node"
+    assert default_home({}).parts[-2:] == ("specedge", "node")
+
+
+def test_a_gpu_is_seen_by_its_device_file(tmp_path: Path) -> None:
+    assert not has_cuda_device(tmp_path)
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvidia0").touch()
+    assert has_cuda_device(tmp_path)
+
+
+def test_the_governor_pauses_and_goes_on() -> None:
+    told: list[int] = []
+    governor = Governor(5, told.append)
+    governor.resume()  # not paused: nothing to say
+    governor.toggle()
+    governor.pause()
+    assert governor.is_paused
+    governor.toggle()
+    assert told == [0, 5]
+
+
+def test_the_random_guesser_obeys_the_port() -> None:
+    honest = ToyModel()
+    result = benchmark(GuessingModel(honest, seed=3), iter(range(10_000)).__next__)
+    assert len(result.levels) == 4
+    children = GuessingModel(honest, seed=3)._guess(50, 8)
+    assert children.token_ids.shape == (50, 8)
+    assert all(len(set(row)) == 8 for row in children.token_ids.tolist())
+    assert 0 <= children.token_ids.min() <= children.token_ids.max() < honest.info.vocab_size
+
+
+def test_the_status_line_says_what_counts() -> None:
+    before = Snapshot(10.0, WorkerStats(num_accepted=10))
+    stats = WorkerStats(
+        num_sessions=2, num_accepted=40, num_committed=80, num_receipts=3, round_trip_s=0.0153
+    )
+    line = status_line(before, Snapshot(12.0, stats))
+    assert line == (
+        "drafting · 2 sessions · 40 tokens accepted (50% of those served) · 15.0 tokens/s"
+        " · round trip 15 ms · 3 receipts"
+    )
+    assert status_line(before, before).startswith("waiting for work")
+    bad = Snapshot(12.0, WorkerStats(num_bad_receipts=1))
+    assert "1 BAD RECEIPTS" in status_line(bad, bad, is_paused=True)

@@ -1,0 +1,71 @@
+"""The composition root as a process: it starts, says what it does, and leaves on a signal."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "node.cli", "join", "--home", str(home), *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+def read_until(process: subprocess.Popen[str], words: str) -> str:
+    """The lines up to the one with `words`; the process's end ends the reading."""
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if words in line:
+            break
+    return "".join(lines)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_cleanly_and_soon(tmp_path: Path, number: int) -> None:
+    process = start(tmp_path)
+    try:
+        said = read_until(process, "next try")
+        assert "this node is 12D3Koo" in said
+        started = time.monotonic()
+        process.send_signal(number)
+        _, rest = process.communicate(timeout=20)
+        assert time.monotonic() - started < 4  # 2 s on a machine that is not busy with tests
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, rest
+    assert "Traceback" not in said + rest
+    assert (tmp_path / "identity.pem").stat().st_mode & 0o077 == 0
+
+
+def test_one_home_serves_one_node(tmp_path: Path) -> None:
+    first = start(tmp_path)
+    try:
+        read_until(first, "this node is")
+        second = start(tmp_path)
+        _, said = second.communicate(timeout=30)
+        assert second.returncode == 2
+        assert "another node runs from" in said
+        assert len(said.strip().splitlines()) == 1
+    finally:
+        first.kill()
+        first.communicate()
+
+
+def test_an_unknown_model_is_one_clear_line(tmp_path: Path) -> None:
+    process = start(tmp_path, "--draft-model", "/no/such/folder")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "Traceback" not in said
+    assert "/no/such/folder" in said.strip().splitlines()[-1]

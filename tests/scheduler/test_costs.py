@@ -1,0 +1,75 @@
+import math
+
+import pytest
+
+from coordinator.engine.messages import NGRAM_ORDERS
+from coordinator.scheduler.costs import Costs, NgramRates, StepCosts, Throughput
+
+
+def test_a_row_costs_what_the_engine_would_have_committed_in_its_time() -> None:
+    costs = StepCosts(step_time_s=0.04, row_time_s=0.0001)
+    assert math.isclose(costs.row_price(200.0), 0.02)
+    assert costs.row_price(0.0) == 0.0
+    assert costs.row_price(1e9) == 1.0
+    assert StepCosts(0.04, -0.001).row_price(200.0) == 0.0  # a fit may come out negative
+
+
+def test_throughput_begins_with_a_belief_and_follows_what_is_measured() -> None:
+    throughput = Throughput(initial_per_s=25.0, horizon_s=1.0)
+    assert math.isclose(throughput.tokens_per_s, 25.0)
+    for _ in range(200):
+        throughput.observe(8, 0.04)
+    assert math.isclose(throughput.tokens_per_s, 200.0, rel_tol=1e-3)
+    for _ in range(25):  # one horizon later two thirds of the change are seen
+        throughput.observe(2, 0.04)
+    assert 50 + 150 * 0.3 < throughput.tokens_per_s < 50 + 150 * 0.45
+
+
+def test_a_step_that_took_no_time_says_nothing() -> None:
+    throughput = Throughput(initial_per_s=25.0)
+    throughput.observe(1000, 0.0)
+    assert math.isclose(throughput.tokens_per_s, 25.0)
+
+
+def test_a_step_that_commits_nothing_lowers_the_rate() -> None:
+    throughput = Throughput(initial_per_s=25.0)
+    throughput.observe(0, 0.5)
+    assert throughput.tokens_per_s < 25.0
+
+
+@pytest.mark.parametrize(
+    ("rate", "horizon"), [(-1.0, 1.0), (1.0, 0.0), (float("nan"), 1.0), (1.0, float("nan"))]
+)
+def test_a_senseless_throughput_is_refused(rate: float, horizon: float) -> None:
+    with pytest.raises(ValueError, match="throughput"):
+        Throughput(rate, horizon)
+
+
+def test_ngram_rates_are_learned_per_order_and_forget() -> None:
+    rates = NgramRates(initial=(0.6, 0.5, 0.3), memory=20.0)
+    assert rates.rates == pytest.approx((0.6, 0.5, 0.3))
+    rates.observe(0, is_hit=True)
+    assert rates.rates == pytest.approx((0.6, 0.5, 0.3))
+    for _ in range(200):
+        rates.observe(3, is_hit=True)
+    assert rates.rates == pytest.approx((0.6, 1.0, 0.3), abs=1e-3)
+    for _ in range(20):
+        rates.observe(3, is_hit=False)
+    assert rates.rates[NGRAM_ORDERS.index(3)] == pytest.approx(math.exp(-1), abs=0.02)
+
+
+def test_rates_stay_probabilities() -> None:
+    rates = NgramRates()
+    for _ in range(1000):
+        rates.observe(4, is_hit=True)
+        rates.observe(2, is_hit=False)
+    assert all(0.0 <= rate <= 1.0 for rate in rates.rates)
+
+
+def test_one_belief_per_order() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        NgramRates(initial=(0.5,))
+
+
+def test_costs_price_rows_by_throughput() -> None:
+    assert Costs(StepCosts(0.04, 0.001), 50.0, (0.1, 0.2, 0.3)).row_price == pytest.approx(0.05)

@@ -1,0 +1,120 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specedge_p2p.tree.draft_tree import Candidates, DraftTree, TreeError
+
+
+def small_tree() -> DraftTree:
+    """0 - 1(a) - 3(c) - 5(e); 0 - 2(b) - 4(d)."""
+    tree = DraftTree(7)
+    for index, parent, token_id in [(1, 0, 10), (2, 0, 11), (3, 1, 12), (4, 2, 13), (5, 3, 14)]:
+        assert tree.add(index, parent, token_id, -0.5, arrival=index * 10)
+    return tree
+
+
+def test_everything_about_a_vertex() -> None:
+    tree = small_tree()
+    assert (tree.root, len(tree)) == (0, 5)
+    assert tree.token_id(0) == 7
+    assert tree.parent(0) == -1
+    assert (tree.token_id(3), tree.parent(3), tree.depth(3)) == (12, 1, 2)
+    assert (tree.log_prob(3), tree.path_log_prob(3), tree.arrival(3)) == (-0.5, -1.0, 30)
+    assert tree.path(5) == [1, 3, 5]
+    assert tree.path(0) == []
+    assert tree.children(0) == (1, 2)
+    assert tree.child(0, 11) == 2
+    assert tree.child(0, 12) is None
+    assert list(tree) == [1, 2, 3, 4, 5]
+    assert tree.vertex(4).token_id == 13
+
+
+def test_reroot_keeps_what_lies_below_with_its_indices_and_depths() -> None:
+    tree = small_tree()
+    tree.reroot(1)
+    assert tree.root == 1
+    assert list(tree) == [3, 5]
+    assert 2 not in tree
+    assert 4 not in tree
+    assert 1 in tree
+    assert tree.depth(5) == 3
+    assert tree.path(5) == [3, 5]
+    assert tree.path_log_prob(5) == -1.0
+    with pytest.raises(KeyError):
+        tree.reroot(2)
+
+
+def test_a_vertex_below_a_pruned_one_is_discarded() -> None:
+    tree = small_tree()
+    tree.reroot(1)
+    assert not tree.add(6, 4, 20, -1.0)
+    assert not tree.add(7, 6, 21, -1.0)
+    assert tree.add(8, 3, 20, -1.0)
+    assert list(tree) == [3, 5, 8]
+
+
+def test_prune_below_root_leaves_the_root() -> None:
+    tree = small_tree()
+    tree.prune_below_root()
+    assert len(tree) == 0
+    assert tree.children(0) == ()
+    assert tree.add(6, 0, 10, -1.0)
+
+
+def test_equal_siblings_and_used_indices_are_refused() -> None:
+    tree = small_tree()
+    with pytest.raises(TreeError, match="token 10 already"):
+        tree.add(6, 0, 10, -1.0)
+    with pytest.raises(TreeError, match="does not follow"):
+        tree.add(5, 0, 30, -1.0)
+    tree.reroot(2)
+    with pytest.raises(TreeError, match="does not follow"):
+        tree.add(1, 2, 30, -1.0)
+
+
+def test_indices_may_begin_anywhere() -> None:
+    tree = DraftTree(7, root_index=5)
+    assert tree.root == 5
+    with pytest.raises(TreeError):
+        tree.add(5, 5, 1, 0.0)
+    assert tree.add(9, 5, 1, 0.0)
+
+
+def test_candidates_are_read_only_columns_of_one_length() -> None:
+    token_ids = np.array([1, 2], dtype=np.int32)
+    columns = Candidates(token_ids, np.zeros(2, np.int32), np.zeros(2, np.float32))
+    assert len(columns) == 2
+    with pytest.raises(ValueError, match="read-only"):
+        columns.token_ids[0] = 5
+    token_ids[0] = 9  # the caller's own array stays the caller's
+    with pytest.raises(TreeError):
+        Candidates(token_ids, np.zeros(1, np.int32), np.zeros(2, np.float32))
+
+
+@given(st.data())
+def test_reroot_equals_brute_force(data: st.DataObject) -> None:
+    tree = DraftTree(0)
+    parents: dict[int, int] = {}
+    for index in range(1, data.draw(st.integers(1, 25)) + 1):
+        parent = data.draw(st.integers(0, index - 1))
+        parents[index] = parent
+        tree.add(index, parent, index, -0.25)
+    chosen = data.draw(st.integers(0, len(parents)))
+
+    def ancestors(index: int) -> list[int]:
+        above = [index]
+        while above[-1]:
+            above.append(parents[above[-1]])
+        return above
+
+    tree.reroot(chosen)
+    expected = [index for index in parents if index != chosen and chosen in ancestors(index)]
+    assert list(tree) == expected
+    for index in expected:
+        assert tree.depth(index) == len(ancestors(index)) - 1
+        below = ancestors(index)[: ancestors(index).index(chosen)]
+        assert tree.path(index) == below[::-1]
+        assert math.isclose(tree.path_log_prob(index), -0.25 * len(below))
