@@ -27,6 +27,7 @@ from coordinator.status import Status
 from coordinator.target_text import TextCodec
 from specedge_p2p.names import PeerId
 from specedge_p2p.overlay.ports import DRAFT_PROTOCOL, Overlay
+from specedge_p2p.tasks import TaskStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class Coordinator:
             clock,
         )
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve nodes and sessions for ever; started when the engine is ready.
 
         Raises EngineError when the engine cannot be started or brought back.
@@ -102,7 +103,7 @@ class Coordinator:
             await self._was_ready.wait()
             nursery.start_soon(self.accounting.run, self._parts.timing.segment_s)
             async with self._parts.overlay.serve(DRAFT_PROTOCOL, self.intake.serve):
-                task_status.started()
+                task_status.started(None)
                 await trio.sleep_forever()
 
     async def drain(self, reason: str) -> None:

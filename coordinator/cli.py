@@ -2,13 +2,12 @@
 
 import json
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import trio
 import typer
@@ -18,9 +17,6 @@ from rich.table import Table
 
 from specedge_p2p.errors import ClearError, outside_groups
 from specedge_p2p.identity.keys import Identity, parse_peer_id
-
-if TYPE_CHECKING:
-    from coordinator.store.database import Database
 
 app = typer.Typer(
     help="Host a large language model that volunteers' machines make faster.",
@@ -124,10 +120,9 @@ def serve(
         from coordinator.settings import CoordinatorSettings, Limits
 
         if host not in LOOPBACK and not (require_keys or public):
-            raise typer.BadParameter(
-                f"{host} can be reached by others: add --require-keys (then make one with "
-                "`specedge-coordinator keys create`) or --public",
-                param_hint="--host",
+            raise ClearError(
+                f"--host {host} can be reached by others: add --require-keys (and make a key with "
+                "`specedge-coordinator keys create`) or --public"
             )
         settings = CoordinatorSettings(
             home=home,
@@ -140,7 +135,7 @@ def serve(
             port=port,
             listen=tuple(listen or ("/ip4/0.0.0.0/tcp/4011",)),
             bootstrap=tuple(bootstrap or ()),
-            database_url=database_url,
+            database_url=database_url or default_database(home),
             require_keys=require_keys,
             allowed_nodes=frozenset(parse_peer_id(text) for text in allow or ()),
             draft_models=tuple(suggest or (("demo-draft",) if model == "demo-target" else ())),
@@ -161,10 +156,11 @@ def create_key(
 ) -> None:
     """Make an API key. It is shown once and cannot be read back."""
     with clear_errors():
-        from coordinator.store import keys
+        from coordinator.store import cli_access
 
-        with _database(home, database_url, create=True) as database, database.begin() as connection:
-            new = keys.create_key(connection, label, volunteers.value, time.time())
+        home.mkdir(parents=True, exist_ok=True)
+        url = database_url or default_database(home)
+        new = cli_access.create_key(url, label, volunteers.value)
         typer.echo(new.key)
         typer.echo(f"key {new.record.key_id} for {label!r}; it is not shown again", err=True)
 
@@ -173,10 +169,9 @@ def create_key(
 def list_keys(home: HomeOption = DEFAULT_HOME, database_url: DatabaseOption = "") -> None:
     """Show all keys, revoked ones too, without their secrets."""
     with clear_errors():
-        from coordinator.store import keys
+        from coordinator.store import cli_access
 
-        with _database(home, database_url) as database:
-            records = database.read_now(keys.list_keys)
+        records = cli_access.list_keys(_existing(home, database_url))
         table = Table("id", "label", "volunteers", "created", "revoked")
         for record in records:
             table.add_row(
@@ -197,12 +192,10 @@ def revoke_key(
 ) -> None:
     """Take a key's rights away for ever."""
     with clear_errors():
-        from coordinator.store import keys
+        from coordinator.store import cli_access
 
-        with _database(home, database_url) as database, database.begin() as connection:
-            is_revoked = keys.revoke_key(connection, key_id, time.time())
-        if not is_revoked:
-            raise typer.BadParameter(f"there is no live key {key_id}; see `keys list`")
+        if not cli_access.revoke_key(_existing(home, database_url), key_id):
+            raise ClearError(f"there is no live key {key_id}; see `keys list`")
         typer.echo(f"key {key_id} is revoked")
 
 
@@ -214,10 +207,9 @@ def ledger_summary(
 ) -> None:
     """Accepted tokens and credits per node, and whether the sums are sound."""
     with clear_errors():
-        from coordinator.ledger import queries
+        from coordinator.store import cli_access
 
-        with _database(home, database_url) as database:
-            summary = database.read_now(queries.summary)
+        summary = cli_access.ledger_summary(_existing(home, database_url))
         if as_json:
             content = {
                 "num_transfers": summary.num_transfers,
@@ -241,12 +233,11 @@ def ledger_summary(
 def ledger_verify(home: HomeOption = DEFAULT_HOME, database_url: DatabaseOption = "") -> None:
     """Recompute every balance and check every receipt; exit code 1 where something is wrong."""
     with clear_errors():
-        from coordinator.ledger.verify import verify
+        from coordinator.store import cli_access
 
-        with _database(home, database_url) as database:
-            findings = database.read_now(lambda connection: list(verify(connection)))
+        findings = cli_access.ledger_findings(_existing(home, database_url))
         for finding in findings:
-            typer.echo(f"{finding}", err=True)
+            typer.echo(f"{finding.subject}: {finding.text}", err=True)
         if findings:
             raise typer.Exit(1)
         typer.echo("the ledger is sound")
@@ -260,19 +251,16 @@ def identity_show(home: HomeOption = DEFAULT_HOME) -> None:
         typer.echo(Identity.load_or_create(home / "identity.pem").peer_id)
 
 
-@contextmanager
-def _database(home: Path, url: str, *, create: bool = False) -> "Iterator[Database]":
-    """The ledger's database. A SQLite file must exist already, unless it may be created."""
-    from coordinator.main import default_database
-    from coordinator.store.database import open_database
+def default_database(home: Path) -> str:
+    return str(home / "ledger.sqlite")
 
+
+def _existing(home: Path, url: str) -> str:
+    """The database to look at. A SQLite file is not made by looking at it."""
     url = url or default_database(home)
-    if create:
-        home.mkdir(parents=True, exist_ok=True)
-    elif "://" not in url and not Path(url).exists():
+    if "://" not in url and not Path(url).exists():
         raise ClearError(f"there is no ledger at {url}; name another with --home or --database-url")
-    with open_database(url) as database:
-        yield database
+    return url
 
 
 def _date(seconds: float | None) -> str:

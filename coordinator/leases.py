@@ -114,6 +114,9 @@ class Leases:
         if any(other is not lease for other in self._active(lease.session)):
             node.post(_refusal(message, "taken", "another node drafts for the session now"))
             return
+        if len(self.of_node(node)) >= node.max_sessions:
+            node.post(_refusal(message, "full", f"the node takes {node.max_sessions} sessions"))
+            return
         self._detach(lease)
         lease.node, lease.session_no = node, node.new_session_no()
         lease.source = self._new_source(lease.session, node.peer_id)

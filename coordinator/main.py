@@ -8,10 +8,8 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import trio
-from dashboard.app import mount_dashboard
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
@@ -19,7 +17,7 @@ from coordinator.assembly import Coordinator, Parts
 from coordinator.engine.client import ProcessEngine
 from coordinator.engine.settings import EngineSettings
 from coordinator.gateway.app import create_app
-from coordinator.gateway.auth import Authenticator
+from coordinator.gateway.auth import ApiKey, Authenticator
 from coordinator.gateway.limits import LimitSettings, RequestLimits
 from coordinator.gateway.metrics import GatewayMetrics
 from coordinator.gateway.server import ServerSettings, serve_gateway
@@ -29,6 +27,7 @@ from coordinator.settings import CoordinatorSettings
 from coordinator.store.database import open_database
 from coordinator.store.keys import ApiKeys
 from coordinator.store.writer import open_writer
+from dashboard.app import mount_dashboard
 from specedge_p2p.identity.keys import Identity
 from specedge_p2p.identity.record import CoordinatorRecord, seal_record
 from specedge_p2p.lm.text import Tokenizer
@@ -42,14 +41,6 @@ log = logging.getLogger(__name__)
 RECORD_LIFETIME_S = 600.0
 GRACE_S = 3.0
 """From the wish to stop until running answers are cut."""
-
-
-def default_database(home: Path) -> str:
-    return str(home / "ledger.sqlite")
-
-
-def database_url(settings: CoordinatorSettings) -> str:
-    return settings.database_url or default_database(settings.home)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +60,19 @@ class Queries:
         return await self.ledger.latest_receipts(limit)
 
 
+@dataclass(frozen=True, slots=True)
+class _KeyLookup:
+    """Implements the gateway's KeyLookup on the store."""
+
+    keys: ApiKeys
+
+    async def lookup(self, digest: bytes) -> ApiKey | None:
+        record = await self.keys.lookup_digest(digest)
+        if record is None:
+            return None
+        return ApiKey(record.key_id, record.label, record.volunteers)
+
+
 async def run_coordinator(settings: CoordinatorSettings, ready_fd: int | None = None) -> None:
     """Serve until SIGINT or SIGTERM.
 
@@ -84,7 +88,7 @@ async def run_coordinator(settings: CoordinatorSettings, ready_fd: int | None = 
     settings.home.mkdir(parents=True, exist_ok=True)
     identity = Identity.load_or_create(settings.home / "identity.pem")
     codec = await trio.to_thread.run_sync(Tokenizer.load, settings.model)
-    with open_database(database_url(settings)) as database:
+    with open_database(settings.database_url) as database:
         async with (
             open_writer(database) as writer,
             _running_engine(settings) as engine,
@@ -108,7 +112,8 @@ async def run_coordinator(settings: CoordinatorSettings, ready_fd: int | None = 
             )
             server = _Server(settings, coordinator, identity, overlay)
             keys = ApiKeys(database, writer, time.time) if settings.require_keys else None
-            app = _application(server.stop, coordinator, ledger, Authenticator(keys))
+            auth = Authenticator(_KeyLookup(keys) if keys is not None else None)
+            app = _application(server.stop, coordinator, ledger, auth)
             await server.run(app, ready_fd)
 
 
@@ -143,7 +148,7 @@ def _application(
         stop=stop,
         num_nodes=lambda: len(coordinator.leases.nodes),
     )
-    mount_dashboard(app, Queries(coordinator, ledger))
+    mount_dashboard(app, Queries(coordinator, ledger), stop=stop)
     return app
 
 
@@ -201,7 +206,7 @@ class _Server:
             "addresses": list(self._overlay.addresses),
             "gateway": url,
             "dashboard": f"{url}/dashboard",
-            "database": database_url(self._settings),
+            "database": self._settings.database_url,
         }
         for name, value in endpoints.items():
             log.info("%s %s", name, value if isinstance(value, str) else " ".join(value))

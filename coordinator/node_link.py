@@ -100,11 +100,21 @@ class NodeLink:
                 messages.extend(self._next_message())
             if self.is_too_slow:
                 raise NodeTooSlow(f"{self.peer_id} does not read its messages")
+            messages = [message for message in messages if self._is_wanted(message)]
             if messages:
                 await self.link.send(self.machine.send(*messages))
-            else:
+            elif not self._outbox and not self._has_due_verdicts():
                 self._wake = trio.Event()
                 await self._wake.wait()
+
+    def _is_wanted(self, message: CoordinatorMessage) -> bool:
+        """A node may have released the session while this waited."""
+        if isinstance(message, Prompt | Verdict | Close):
+            return self.machine.is_open(message.session_no)
+        return True
+
+    def _has_due_verdicts(self) -> bool:
+        return any(not self._opening[no] for no in self._verdicts)
 
     def _due_verdicts(self) -> list[CoordinatorMessage]:
         due = [no for no in self._verdicts if not self._opening[no]][:MAX_VERDICTS_PER_FRAME]

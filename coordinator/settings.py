@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from coordinator.engine.settings import Dtype
 from specedge_p2p.names import PeerId
 
 
@@ -32,11 +33,17 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorSettings:
-    """All that `specedge-coordinator serve` can be told."""
+    """All that `specedge-coordinator serve` can be told.
+
+    Args:
+        home: folder of the identity.
+        database_url: a SQLite file or a PostgreSQL URL.
+    """
 
     home: Path
+    database_url: str
     model: str = "demo-target"
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
     device: str = "auto"
     threads: int = 1
     step_floor_s: float = 0.0
@@ -44,8 +51,6 @@ class CoordinatorSettings:
     port: int = 8000
     listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
     bootstrap: tuple[str, ...] = ()
-    database_url: str = ""
-    """Empty: a SQLite file in `home`."""
     require_keys: bool = False
     allowed_nodes: frozenset[PeerId] = frozenset()
     """The nodes that draft for requests with `volunteers: allowed`."""

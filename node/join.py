@@ -10,14 +10,11 @@ import trio
 from node.drafter import Drafter, DrafterSettings
 from node.hardware import Benchmark
 from node.link import ReplayLink, backoff_s, delayed
+from node.link_life import LinkEnd, Refused, RunIo, RunLevel
 from node.receipts import ReceiptBook
 from node.selection import draft_model_for, in_order
 from node.settings import AUTO, NodeSettings
 from node.worker import (
-    LinkEnd,
-    Refused,
-    RunIo,
-    RunLevel,
     Worker,
     WorkerSettings,
     run_io_in_thread,

@@ -9,7 +9,9 @@ import trio
 
 from specedge_p2p.names import PeerId
 from specedge_p2p.overlay.ports import Link, LinkClosed
+from specedge_p2p.wire.codec import decode_frame
 from specedge_p2p.wire.errors import ProtocolError
+from specedge_p2p.wire.messages import Proposal
 
 _MAX_DELAYED_FRAMES = 256
 
@@ -142,7 +144,7 @@ async def delayed(link: Link, round_trip_s: float) -> AsyncIterator[Link]:
 
 
 class ReplayLink:
-    """Sends old frames again among the new ones: what a hostile or broken node may do."""
+    """Sends old proposals again among the new ones: what a hostile or broken node may do."""
 
     def __init__(self, link: Link, every: int = 5, memory: int = 16) -> None:
         self._link = link
@@ -157,7 +159,8 @@ class ReplayLink:
     async def send(self, frame: bytes) -> None:
         await self._link.send(frame)
         self._num_sent += 1
-        if self._num_sent > 1:  # the first is Hello
+        messages = decode_frame(frame, "coordinator")
+        if all(isinstance(message, Proposal) for message in messages):
             self._old.append(frame)
         if self._old and self._num_sent % self._every == 0:
             await self._link.send(self._old[0])

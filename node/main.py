@@ -15,12 +15,13 @@ from rich.text import Text
 
 from node.governor import Governor
 from node.join import Draft, JoinLoop, JoinPorts
+from node.link_life import Refused
 from node.models import prepare_draft
 from node.receipts import ReceiptBook
 from node.selection import NoFit
 from node.settings import NodeSettings, SettingsError, software_version
 from node.status import Snapshot, status_line
-from node.worker import Refused, WorkerStats
+from node.worker import WorkerStats
 from specedge_p2p.identity.keys import Identity, IdentityError
 from specedge_p2p.lm.ports import ModelError
 from specedge_p2p.overlay.discovery import (

@@ -63,7 +63,7 @@ def position_words(key: NoiseKey, position: int) -> tuple[int, int]:
     """What all tokens of one position share: two 32-bit words."""
     a, b, c, d = key_words(key)
     first = mix32(mix32((position * _GOLDEN & _MASK) ^ a) ^ b)
-    return first, mix32(first ^ c) ^ d
+    return first, mix32(mix32(first ^ c) ^ d)
 
 
 def token_hashes(

@@ -45,23 +45,23 @@ def test_mixer_vectors() -> None:
     [
         (
             0,
-            (1158203943, 4092145360),
-            [1493963935, 1397318166, 1855851260, 1314256833, 552832456, 2838564950],
+            (1158203943, 1703117413),
+            [405078137, 4278914400, 3058416820, 455783308, 4036811497, 78493680],
         ),
         (
             1,
-            (3529008971, 2437975132),
-            [2729531096, 2936548303, 3356793270, 2983586281, 3780321103, 1125266291],
+            (3529008971, 2584153872),
+            [3391209420, 1714009626, 2068234895, 634458644, 3734660817, 53852206],
         ),
         (
             4095,
-            (1538041557, 777773372),
-            [1262551854, 3613648689, 3400643813, 1456091118, 479422273, 2994238091],
+            (1538041557, 394887255),
+            [2281153160, 2184871844, 3556749610, 1071700381, 384715475, 2708980162],
         ),
         (
             2**31,
-            (2357413674, 1446723869),
-            [4177314277, 3754705718, 489575419, 4257963822, 1587131707, 1333636897],
+            (2357413674, 3416308923),
+            [3272841428, 4189443747, 1157451726, 2464442601, 245209609, 4026233164],
         ),
     ],
 )
@@ -72,19 +72,20 @@ def test_hash_vectors(position: int, words: tuple[int, int], hashes: list[int]) 
 
 def test_gumbel_vectors() -> None:
     expected = [
-        "0x1.3b53eff51a36ep-1",
-        "0x1.86a4004bdc929p+0",
-        "0x1.784427c609373p-1",
-        "0x1.4d6496517088ap+0",
-        "0x1.de32b80e1c783p-2",
-        "0x1.b47c4b0cc15c4p-2",
+        "0x1.6f749a205b837p-1",
+        "-0x1.ee3fb9f598e6ap-1",
+        "0x1.28120df487c16p-8",
+        "0x1.0390a5005463ep+1",
+        "-0x1.52165bfd9eb29p-2",
+        "0x1.a899233898bf9p+1",
     ]
     exact = [float.fromhex(text) for text in expected]
     # The logarithms of two machines may differ in the last place.
     np.testing.assert_allclose(gumbel(KEY, 17, TOKEN_IDS), exact, rtol=1e-14)
     single = gumbel(KEY, 17, TOKEN_IDS, np.float32)
     assert single.dtype == np.float32
-    np.testing.assert_allclose(single, exact, rtol=2e-6)
+    # A value near 0 is the logarithm of a number near 1: its error is absolute.
+    np.testing.assert_allclose(single, exact, rtol=2e-6, atol=1e-6)
 
 
 # --- the definition -----------------------------------------------------------------------------
@@ -207,3 +208,12 @@ def test_arg_max_with_the_noise_samples_the_distribution() -> None:
     counts = np.bincount(draws, minlength=len(probs))
     expected = probs * len(draws)
     assert ((counts - expected) ** 2 / expected).sum() < 4 + 6 * math.sqrt(8)
+
+
+def test_no_token_has_the_same_noise_at_every_position() -> None:
+    """A token equal to a key word must not cancel what the position brought in."""
+    for word in key_words(KEY):
+        token = np.array([word & 0xFFFFFF])
+        small = KEY[:8] + int(token[0]).to_bytes(4, "little") + KEY[12:]
+        hashes = {int(token_hashes(small, position, token)[0]) for position in range(64)}
+        assert len(hashes) > 60

@@ -8,7 +8,6 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import trio
 
@@ -18,9 +17,7 @@ from coordinator.engine.framing import FrameCutter, FrameError, decode_from_chil
 from coordinator.engine.mailbox import Letters, Mailbox
 from coordinator.engine.messages import FromEngine, LoadFailed, Ready, ToEngine
 from coordinator.engine.settings import EngineSettings, RespawnPolicy
-
-if TYPE_CHECKING:  # the type stubs for trio that libp2p brings along
-    from trio_typing import TaskStatus
+from specedge_p2p.tasks import TaskStatus
 
 COMMAND = (sys.executable, "-m", "coordinator.engine.process")
 READ_BYTES = 256 * 1024
@@ -66,9 +63,9 @@ class ProcessEngine:
     async def receive(self) -> FromEngine:
         return await self._mailbox.receive()
 
-    async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep a child alive until cancelled, or until it is given up (`receive` then raises)."""
-        task_status.started()
+        task_status.started(None)
         policy = self._policy
         num_quick, error = 0, "the engine was stopped"
         try:

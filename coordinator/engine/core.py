@@ -13,7 +13,6 @@ change how fast a session goes, never what it says.
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import assert_never
 
 from coordinator.engine.messages import (
@@ -26,42 +25,16 @@ from coordinator.engine.messages import (
     Ready,
     SessionFailed,
     StepDone,
-    StepEntry,
     ToEngine,
     VerificationBatch,
 )
-from coordinator.engine.packing import (
-    Ending,
-    Outcome,
-    judge,
-    judge_first,
-    plain,
-    prefill_rows,
-    share_prefill,
-    tree_rows,
-)
+from coordinator.engine.packing import Ending, Outcome, judge, judge_first, share_prefill
 from coordinator.engine.session import EngineSession
 from coordinator.engine.settings import EngineLimits
-from specedge_p2p.lm.ports import LanguageModel, ModelError, OutOfCache, Rows, TokenIds
-from specedge_p2p.tree.binding import BoundRows
-from specedge_p2p.tree.ngram import NgramGuess
+from coordinator.engine.work import Work, plain_work, prefill_work, result_of, tree_work
+from specedge_p2p.lm.ports import LanguageModel, ModelError, OutOfCache, TokenIds
 
 OUT_OF_CACHE = "out_of_cache"
-NO_GUESS = NgramGuess(0, ())
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What one session brings to a forward: a bound tree, or a chunk of the prompt (bound None)."""
-
-    session: EngineSession
-    rows: Rows
-    bound: BoundRows | None = None
-    guess: NgramGuess = NO_GUESS
-
-    @property
-    def num_tree_rows(self) -> int:
-        return 0 if self.bound is None else len(self.bound.token_ids) - 1
 
 
 class EngineCore:
@@ -229,7 +202,7 @@ class EngineCore:
             if (session := self._sessions.get(number)) is not None and not session.finish
         ]
         trees = [
-            _tree_work(session, entries[session.number], batch)
+            tree_work(session, entries[session.number], batch)
             for session in live
             if session.is_prefilled
         ]
@@ -237,7 +210,7 @@ class EngineCore:
         budget = min(batch.prefill_tokens, self._limits.max_prefill_rows)
         shares = share_prefill([s.num_missing_rows for s in waiting], budget)
         chunks = [
-            _prefill_work(session, share)
+            prefill_work(session, share)
             for session, share in zip(waiting, shares, strict=True)
             if share
         ]
@@ -257,7 +230,7 @@ class EngineCore:
     def _shrink(self, works: list[Work]) -> list[Work]:
         """Bring less: first no trees, then without the youngest session that has or wants rows."""
         if any(work.num_tree_rows for work in works):
-            return [_plain_work(work) for work in works]
+            return [plain_work(work) for work in works]
         wanting = {work.session.number for work in works}
         youngest = max(
             (s for s in self._sessions.values() if s.number in wanting or _holds_rows(s)),
@@ -300,7 +273,7 @@ class EngineCore:
             outcome = judge(work.bound, choices, from_position, session.ending)
         self._keep_rows(work, outcome)
         session.commit(outcome)
-        return _result(work, outcome, from_position)
+        return result_of(work, outcome, from_position)
 
     def _keep_rows(self, work: Work, outcome: Outcome) -> None:
         if outcome.finish:
@@ -315,39 +288,3 @@ def _max_position(message: OpenSession, max_context: int) -> int:
 
 def _holds_rows(session: EngineSession) -> bool:
     return not session.finish and session.num_rows > 0
-
-
-def _prefill_work(session: EngineSession, share: int) -> Work:
-    first = session.num_rows
-    chunk = session.token_ids[first : first + share]
-    is_last = first + share == len(session.token_ids)
-    return Work(session, prefill_rows(session.number, chunk, first, is_last))
-
-
-def _tree_work(session: EngineSession, entry: StepEntry, batch: VerificationBatch) -> Work:
-    guess = session.guess()
-    bound = session.bind(entry, batch, guess)
-    return Work(session, tree_rows(session.number, session.num_rows, bound), bound, guess)
-
-
-def _plain_work(work: Work) -> Work:
-    if work.bound is None:
-        return work
-    bound = plain(work.bound)
-    rows = tree_rows(work.session.number, work.session.num_rows, bound)
-    return replace(work, rows=rows, bound=bound)
-
-
-def _result(work: Work, outcome: Outcome, from_position: int) -> EntryResult:
-    guess = work.guess
-    return EntryResult(
-        session=work.session.number,
-        from_position=from_position,
-        token_ids=list(outcome.token_ids),
-        sources=list(outcome.sources),
-        num_rows=work.num_tree_rows,
-        num_source_rows=0 if work.bound is None else int((work.bound.sources > 0).sum()),
-        ngram_order=guess.order,
-        ngram_hit=bool(guess.token_ids) and guess.token_ids[0] == outcome.token_ids[0],
-        finish=outcome.finish,
-    )

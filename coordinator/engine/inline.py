@@ -1,7 +1,6 @@
 """The engine inside the coordinator's own process, for virtual time: the same core, no thread."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import msgspec
 import trio
@@ -9,9 +8,7 @@ import trio
 from coordinator.engine.core import EngineCore
 from coordinator.engine.mailbox import Letters, Mailbox
 from coordinator.engine.messages import FromEngine, StepDone, ToEngine
-
-if TYPE_CHECKING:  # the type stubs for trio that libp2p brings along
-    from trio_typing import TaskStatus
+from specedge_p2p.tasks import TaskStatus
 
 StepCost = Callable[[int, int], float]
 """Seconds of a step by (rows of the forward, sequences in it)."""
@@ -55,9 +52,9 @@ class InlineEngine:
             self._life.cancel()
             self._mailbox.close_inbox()
 
-    async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Live, crash and live again until cancelled."""
-        task_status.started()
+        task_status.started(None)
         try:
             while True:
                 with trio.CancelScope() as self._life:

@@ -1,11 +1,23 @@
 """What the gateway counts. Labels are bounded: never a key, a node or an address."""
 
+from dataclasses import dataclass
+
 import trio
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from coordinator.gateway.ports import GenerationStats
 
 _TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+@dataclass(frozen=True, slots=True)
+class _Collected(Collector):
+    metrics: tuple[Metric, ...]
+
+    def collect(self) -> tuple[Metric, ...]:
+        return self.metrics
 
 
 class GatewayMetrics:
@@ -51,5 +63,10 @@ class GatewayMetrics:
         self._tokens.labels("completion").inc(stats.num_tokens)
 
     async def render(self) -> bytes:
-        """The text format of Prometheus. In a thread: many series take milliseconds."""
-        return await trio.to_thread.run_sync(generate_latest, self._registry)
+        """The text format of Prometheus.
+
+        Collected in the event loop, where the state of the program may be read, and written down in
+        a thread, since many series take milliseconds.
+        """
+        collected = _Collected(tuple(self._registry.collect()))
+        return await trio.to_thread.run_sync(generate_latest, collected)

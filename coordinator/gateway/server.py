@@ -10,8 +10,8 @@ from fastapi import FastAPI
 from hypercorn.config import Config, Sockets
 from hypercorn.trio import serve
 
-from coordinator.gateway.tasks import TaskStatus
 from specedge_p2p.errors import ClearError
+from specedge_p2p.tasks import TaskStatus
 
 _logger = logging.getLogger(__name__)
 

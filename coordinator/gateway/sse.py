@@ -16,7 +16,7 @@ from coordinator.gateway.errors import error_body, error_response
 from coordinator.gateway.ports import FinishEvent, GenerationEvent, Refused, TextEvent
 from coordinator.gateway.running import Running, lost_refusal, stopping_refusal, wait_until_gone
 from coordinator.gateway.shapes import Json, Shape, sources_json, stats_json
-from coordinator.gateway.tasks import TaskStatus
+from specedge_p2p.tasks import TaskStatus
 
 MAX_EVENTS_WAITING = 64
 """Events between generation and socket; a slow reader then holds its own generation back."""

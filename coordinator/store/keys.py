@@ -82,10 +82,13 @@ def find_key(connection: sa.Connection, key: str) -> ApiKey | None:
     """The record of a secret; None when it is unknown or revoked."""
     if not key.startswith(PREFIX) or len(key) > MAX_KEY_LENGTH:
         return None
+    return find_digest(connection, _digest(key))
+
+
+def find_digest(connection: sa.Connection, digest: bytes) -> ApiKey | None:
+    """The record of the secret with this SHA-256 digest; None when unknown or revoked."""
     row = connection.execute(
-        api_keys.select().where(
-            api_keys.c.digest == _digest(key), api_keys.c.revoked_at_ms.is_(None)
-        )
+        api_keys.select().where(api_keys.c.digest == digest, api_keys.c.revoked_at_ms.is_(None))
     ).one_or_none()
     return None if row is None else _record(row)
 
@@ -111,6 +114,9 @@ class ApiKeys:
 
     async def lookup(self, key: str) -> ApiKey | None:
         return await self._database.read(partial(find_key, key=key))
+
+    async def lookup_digest(self, digest: bytes) -> ApiKey | None:
+        return await self._database.read(partial(find_digest, digest=digest))
 
 
 def _digest(key: str) -> bytes:

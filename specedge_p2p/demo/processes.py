@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import httpx
 import msgspec
@@ -109,7 +108,7 @@ async def stop(children: Sequence[Child]) -> None:
 
 async def _start(plan: NetworkPlan, children: list[Child]) -> Network:
     read_fd, write_fd = os.pipe()
-    with os.fdopen(read_fd, "rb") as ready:
+    async with trio.lowlevel.FdStream(read_fd) as ready:
         arguments = ["--ready-fd", str(write_fd), "--home", str(plan.home / "coordinator")]
         child = await spawn(
             "the coordinator",
@@ -155,11 +154,12 @@ async def spawn(
     return Child(name, process, log_path)
 
 
-async def read_endpoints(child: Child, ready: IO[bytes]) -> Endpoints:
+async def read_endpoints(child: Child, ready: trio.abc.ReceiveStream) -> Endpoints:
     """Wait for the one line on the ready pipe; it closes early when the process dies."""
     line = b""
     with trio.move_on_after(START_S):
-        line = await trio.to_thread.run_sync(lambda: ready.readline(), abandon_on_cancel=True)
+        async for piece in ready:
+            line += piece
     if not line:
         with trio.move_on_after(1):
             await child.process.wait()

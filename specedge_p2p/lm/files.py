@@ -2,15 +2,15 @@
 
 import os
 from collections.abc import Callable
-from fnmatch import fnmatch
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from specedge_p2p.demo.models import DEMO_NAMES, demo_path
 from specedge_p2p.lm.ports import ModelError
 
 Progress = Callable[[str, int, int], None]
-"""Called with (file name, bytes of all files so far, bytes of all files)."""
+"""Called with (model name, bytes so far, bytes of what is downloaded as far as known)."""
 
 TOKENIZER_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.txt")
 MODEL_FILES = (*TOKENIZER_FILES, "*.safetensors")
@@ -53,7 +53,7 @@ def fingerprint(folder: Path) -> bytes:
 
 
 def _download(name: str, patterns: tuple[str, ...], progress: Progress | None) -> Path:
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -69,21 +69,8 @@ def _download(name: str, patterns: tuple[str, ...], progress: Progress | None) -
     except LocalEntryNotFoundError:
         pass
     try:
-        info = HfApi().model_info(name, files_metadata=True)
-        wanted = [
-            (file.rfilename, file.size or 0)
-            for file in info.siblings or ()
-            if any(fnmatch(file.rfilename, pattern) for pattern in patterns)
-        ]
-        total, done, folder = sum(size for _, size in wanted), 0, None
-        for file_name, size in wanted:
-            if progress is not None:
-                progress(file_name, done, total)
-            hf_hub_download(name, file_name, revision=info.sha)
-            done += size
-            if progress is not None:
-                progress(file_name, done, total)
-        folder = Path(snapshot_download(name, revision=info.sha, local_files_only=True))
+        bar = _silent_bar(name, progress or _no_progress)
+        return Path(snapshot_download(name, allow_patterns=list(patterns), tqdm_class=bar))
     except GatedRepoError as error:
         raise ModelError(
             f"{name} asks for its licence to be accepted: do so on huggingface.co, "
@@ -96,7 +83,35 @@ def _download(name: str, patterns: tuple[str, ...], progress: Progress | None) -
         raise ModelError(
             f"{name} is not on this machine and cannot be downloaded: {reason}"
         ) from error
-    return folder
+
+
+def _silent_bar(name: str, progress: Progress) -> Any:  # noqa: ANN401
+    """A class of progress bars that show nothing and report downloaded bytes.
+
+    The hub counts bytes twice, as they arrive and as they are on disk: the larger count is told.
+    """
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+    most_bytes = 0
+
+    class SilentBar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+            self._counts_bytes = kwargs.get("unit") == "B"
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> bool | None:
+            nonlocal most_bytes
+            self.n += n or 0
+            if self._counts_bytes and self.n > most_bytes:
+                most_bytes = int(self.n)
+                progress(name, int(self.n), int(self.total or 0))
+            return None
+
+    return SilentBar
+
+
+def _no_progress(name: str, done_bytes: int, total_bytes: int) -> None:
+    del name, done_bytes, total_bytes
 
 
 def _is_complete(folder: Path, patterns: tuple[str, ...]) -> bool:

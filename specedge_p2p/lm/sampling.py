@@ -61,7 +61,7 @@ def token_hashes(words: Tensor, positions: Tensor, token_ids: Tensor) -> Tensor:
     """32-bit hashes int64 [R, V] from key words [R, 4], positions [R] and token ids [V]."""
     a, b, c, d = words.unbind(1)
     first = _mix32(_mix32((positions * _GOLDEN & _MASK) ^ a) ^ b)
-    second = _mix32(first ^ c) ^ d
+    second = _mix32(_mix32(first ^ c) ^ d)
     return _mix32(_mix32(token_ids ^ first[:, None]) ^ second[:, None])
 
 

@@ -102,7 +102,14 @@ class _MuxedStream:
 class _LibP2POverlay:
     """See `ports.Overlay`."""
 
-    def __init__(self, host: Any, records: ProviderRecords, identity: Identity) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        host: Any,  # noqa: ANN401
+        records: ProviderRecords,
+        identity: Identity,
+        nursery: trio.Nursery,
+    ) -> None:
+        self._nursery = nursery
         self._host = host
         self._swarm = host.get_network()
         self._records = records
@@ -141,12 +148,12 @@ class _LibP2POverlay:
         await self.connect(place, peer)
         stream = await self._open_stream(peer, protocol)
         link = FramedLink(peer, _MuxedStream(stream))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(link.run)
-            try:
-                yield link
-            finally:
-                await link.aclose()
+        # In the overlay's nursery, so that the caller's exceptions come out as they are.
+        self._nursery.start_soon(link.run)
+        try:
+            yield link
+        finally:
+            await link.aclose()
 
     async def provide(self, key: str) -> None:
         await self._records.provide(key)
@@ -223,7 +230,7 @@ async def open_overlay(
         if len(swarm.listeners) != len(set(listen)):
             raise OverlayError(f"cannot listen on {', '.join(listen)}")
         async with running_dht(host, dht) as records, trio.open_nursery() as nursery:
-            overlay = _LibP2POverlay(host, records, identity)
+            overlay = _LibP2POverlay(host, records, identity, nursery)
             for place, peer in bootstrap_peers:
                 if peer != identity.peer_id:
                     nursery.start_soon(_stay_connected, overlay, records, place, peer)
@@ -267,9 +274,28 @@ def _new_host(
     # Its limits count connections that are gone; `admission` and `libp2p_yamux` keep ours.
     swarm.set_resource_manager(None)
     swarm.retry_config.max_retries = 0
+    # It would dial whoever the peer store has heard of, up to half of MAX_CONNECTIONS.
+    swarm.auto_connector.maybe_connect = _do_nothing
+    swarm.upgrader.muxer_multistream.new_conn = _muxing(swarm.upgrader.muxer_multistream)
     swarm._handle_inbound_connection = _Acceptor(swarm).accept
     swarm.common_stream_handler = _guarded(swarm.common_stream_handler)
     return host
+
+
+def _muxing(multistream: Any) -> Callable[[Any, ID], Awaitable[Any]]:  # noqa: ANN401
+    """The library takes its own Yamux for the name "yamux", whatever class it was given."""
+
+    async def new_connection(secured: Any, peer_id: ID) -> Any:  # noqa: ANN401
+        protocol, muxer = await multistream._selector.select(
+            secured, secured.is_initiator, multistream.negotiate_timeout
+        )
+        return multistream._annotate_connection(muxer(secured, peer_id), secured, protocol)
+
+    return new_connection
+
+
+async def _do_nothing() -> None:
+    await trio.lowlevel.checkpoint()
 
 
 class _Acceptor:

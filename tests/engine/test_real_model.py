@@ -32,6 +32,7 @@ TEXTS = (
 
 @pytest.fixture(scope="module")
 def plain_model() -> torch.nn.Module:
+    torch.set_num_threads(1)  # the child computes too, and the machine may have two cores
     folder = find_model("demo-target")
     model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
     return model.eval()

@@ -9,7 +9,7 @@ import trio
 
 from coordinator.gateway.guard import GuardSettings
 from coordinator.gateway.server import BindError, is_loopback, parse_bind, serve_gateway
-from coordinator.gateway.tasks import TaskStatus
+from specedge_p2p.tasks import TaskStatus
 from tests.support.fake_generations import MODEL
 from tests.support.gateways import Served, gateway
 

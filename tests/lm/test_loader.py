@@ -1,6 +1,10 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,5 +100,25 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
         load_model(str(tmp_path / "nothing"))
     with pytest.raises(ModelError, match=r"no config\.json"):
         load_model(str(tmp_path))
+    unknown: Any = "int4"
     with pytest.raises(ModelError, match="dtype"):
-        load_model("demo-draft", dtype="int4")  # type: ignore[arg-type]
+        load_model("demo-draft", dtype=unknown)
+
+
+@pytest.mark.parametrize("hub", ["http://127.0.0.1:9", "offline"])
+def test_no_network_is_said_in_one_line(tmp_path: Path, hub: str) -> None:
+    """In a process of its own, for the hub's address is read once."""
+    code = (
+        "from specedge_p2p.lm.files import find_model\n"
+        "from specedge_p2p.lm.ports import ModelError\n"
+        "try: find_model('some/model')\n"
+        "except ModelError as error: print(error)"
+    )
+    hub_env = {"HF_HUB_OFFLINE": "1"} if hub == "offline" else {"HF_ENDPOINT": hub}
+    environment = {**os.environ, **hub_env, "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "some/model is not on this machine and cannot be downloaded" in done.stdout
+    assert done.stdout.count("\n") == 1

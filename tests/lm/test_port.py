@@ -275,3 +275,22 @@ def test_forbidden_calls_are_refused(subject: Subject) -> None:
         with pytest.raises(ValueError, match="slots"):
             model.compact(0, commit, keep)
     assert model.num_tail_rows(0) == 2
+
+
+def test_levels_grow_below_kept_slots(subject: Subject) -> None:
+    """A drafter's life: levels, then a reroot that keeps what hangs below, then more levels."""
+    model = subject.make(4096)
+    shadow = Shadow(PLAIN, KEY)
+    model.add_sequence(0, PLAIN, KEY)
+    model.choose([chunk(shadow, [0, 9, 8], 1)])
+    levels = [([4], [-1]), ([5, 6], [0, 0]), ([7, 8], [2, 1])]
+    reroots = [([0], [2, 3]), ([0], [1, 2])]
+    for i, (tokens, parents) in enumerate([*levels, ([9, 10], [1, 0]), ([11], [0])]):
+        if i >= 3:
+            commit, keep = reroots[i - 3]
+            model.compact(0, commit, keep)
+            shadow.compact(commit, keep)
+        [chosen] = model.choose([shadow.add_tree(tokens, parents)])
+        first = len(shadow.tail) - len(tokens)
+        texts = [shadow.text(first + j) for j in range(len(tokens))]
+        assert chosen.tolist() == [shadow.choice(subject.logits, text) for text in texts]

@@ -9,10 +9,11 @@ import trio
 from node.drafter import LevelDone
 from node.hardware import Benchmark, LevelTime
 from node.join import Draft, JoinLoop, JoinPorts
+from node.link_life import Refused
 from node.receipts import ReceiptBook
 from node.selection import NoFit, draft_model_for, in_order
 from node.settings import NodeSettings
-from node.worker import Refused, run_io_inline
+from node.worker import run_io_inline
 from specedge_p2p.identity.keys import Identity
 from specedge_p2p.identity.record import CoordinatorRecord
 from specedge_p2p.lm.toy import ToyModel, ToyParams

@@ -10,8 +10,9 @@ import trio
 
 from node.drafter import Drafter, DrafterSettings, LevelDone
 from node.link import ReplayLink, backoff_s, delayed
+from node.link_life import LinkEnd, Refused
 from node.receipts import ReceiptBook
-from node.worker import LinkEnd, Refused, Worker, WorkerSettings, run_io_inline
+from node.worker import Worker, WorkerSettings, run_io_inline
 from specedge_p2p.identity.keys import Identity
 from specedge_p2p.lm.toy import ToyModel, ToyParams
 from specedge_p2p.overlay.memory import MemoryNetwork, MemoryOverlay
@@ -126,7 +127,7 @@ async def test_an_idle_node_sleeps(autojump_clock: object) -> None:
     async with scene.open() as address, trio.open_nursery() as nursery:
         nursery.start_soon(scene.serve, address)
         await trio.sleep(50)
-        assert scene.worker.num_levels == 0
+        assert scene.worker.stats.num_levels == 0
         scene.worker.leave()
 
 

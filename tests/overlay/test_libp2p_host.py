@@ -98,7 +98,7 @@ async def foreign_host(
                 await host.close()
 
 
-async def connect_foreign(swarm: Any, address: str) -> Any:
+async def connect_foreign(swarm: Any, address: str) -> Any:  # noqa: ANN401
     place, _, peer = address.partition("/p2p/")
     connection = await swarm.dial_addr(Multiaddr(place), ID.from_string(peer))
     return connection.muxed_conn
@@ -231,7 +231,7 @@ async def test_law4_bytes_before_any_handshake_are_harmless() -> None:
         await check_alive(theirs, address)
 
 
-async def open_raw(host: Any, swarm: Any, address: str) -> Any:
+async def open_raw(host: Any, swarm: Any, address: str) -> Any:  # noqa: ANN401
     await connect_foreign(swarm, address)
     peer = ID.from_string(address.partition("/p2p/")[2])
     return await host.new_stream(peer, [TProtocol(PROTOCOL)])
@@ -247,12 +247,15 @@ async def test_law4_bytes_announcing_a_huge_frame_end_the_link() -> None:
             ended.append(error)
 
     with trio.fail_after(20):
-        async with server() as ours, foreign_host() as (host, swarm):
-            async with ours.serve(PROTOCOL, note_end):
-                stream = await open_raw(host, swarm, ours.addresses[0])
-                await stream.write(b"\xff\xff\xff\xff")
-                with pytest.raises(BaseLibp2pError):
-                    await stream.read(1)
+        async with (
+            server() as ours,
+            foreign_host() as (host, swarm),
+            ours.serve(PROTOCOL, note_end),
+        ):
+            stream = await open_raw(host, swarm, ours.addresses[0])
+            await stream.write(b"\xff\xff\xff\xff")
+            with pytest.raises(BaseLibp2pError):
+                await stream.read(1)
     assert [type(error) for error in ended] == [ProtocolError]
 
 
@@ -304,10 +307,13 @@ async def test_law7_bounded_receive_window_that_is_ignored_ends_the_connection()
                 pass
             assert num_sent < 20 * MAX_BUFFERED_BYTES
             assert process.memory_info().rss - before < 64 * 1024 * 1024
-            async with ours.serve("/echo/1", echo), client() as theirs:
-                async with theirs.dial(ours.addresses[0], "/echo/1") as link:
-                    await link.send(b"x")
-                    assert await link.receive() == b"x"
+            async with (
+                ours.serve("/echo/1", echo),
+                client() as theirs,
+                theirs.dial(ours.addresses[0], "/echo/1") as link,
+            ):
+                await link.send(b"x")
+                assert await link.receive() == b"x"
 
 
 async def test_law7_bounded_streams_of_one_connection() -> None:
@@ -327,7 +333,7 @@ async def test_law7_bounded_streams_of_one_connection() -> None:
 
 
 async def test_cancelled_calls_do_not_poison_the_connection() -> None:
-    async with echo_server() as (ours, address), client() as theirs:
+    async with echo_server() as (_, address), client() as theirs:
         async with theirs.dial(address, PROTOCOL) as link:
             num_sent = 0
             for number in range(300):

@@ -14,7 +14,7 @@ from coordinator.gateway.guard import GuardSettings
 from coordinator.gateway.limits import LimitSettings, RequestLimits
 from coordinator.gateway.metrics import GatewayMetrics
 from coordinator.gateway.server import ServerSettings, serve_gateway
-from coordinator.gateway.tasks import TaskStatus
+from specedge_p2p.tasks import TaskStatus
 from tests.support.fake_generations import FakeGenerations
 
 

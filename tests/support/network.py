@@ -169,7 +169,7 @@ class Site:
 
     async def _serve(self, home: Path, arguments: tuple[str, ...]) -> Coordinator:
         read_fd, write_fd = os.pipe()
-        with os.fdopen(read_fd, "rb") as ready:
+        async with trio.lowlevel.FdStream(read_fd) as ready:
             own = ["--ready-fd", str(write_fd), "--home", str(home)]
             command = ["-m", "coordinator.cli", "serve", *own, *arguments]
             child = await spawn(home.name, command, self._log_path(home.name), (write_fd,))

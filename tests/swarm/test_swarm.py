@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from coordinator.gateway.ports import Refused
 from specedge_p2p.lm.toy import ToyModel, ToyParams
+from specedge_p2p.names import PeerId
 from tests.support.swarm import Generated, Swarm, SwarmSettings, identity, running_swarm
 
 VOCAB = 32
@@ -51,7 +52,7 @@ async def test_nodes_draft_and_are_credited(autojump_clock: trio.testing.MockClo
         for i, (prompt, result) in enumerate(zip(prompts, results, strict=True)):
             assert result.token_ids == swarm.expected(prompt, max_tokens=60, seed=i)
         await trio.sleep(2)
-        accepted = {}
+        accepted: dict[PeerId, int] = {}
         for result in results:
             assert result.stats is not None
             assert result.stats.num_tokens == len(result.token_ids)
