@@ -140,3 +140,7 @@ async def test_law1_output_with_a_random_a_replaying_and_a_killed_node(
         await victim.child.process.wait()
     assert_equal(batches, expected)
     await coordinator.until_nodes(2)
+    useless = await run_all(coordinator)
+    assert_equal(useless, expected)
+    # Their guesses were really looked at.
+    assert sum(g.num_drafted_rounds for batch in useless.values() for g in batch.generations) > 0

@@ -97,10 +97,11 @@ class Coordinator:
 
     async def metric(self, name: str) -> float:
         async with httpx.AsyncClient(base_url=self.gateway, timeout=10) as client:
-            for line in (await client.get("/metrics")).text.splitlines():
-                if line.startswith(f"{name} "):
-                    return float(line.split()[1])
-        raise AssertionError(f"no metric {name}")
+            answer = (await client.get("/metrics")).raise_for_status()
+        for line in answer.text.splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.split()[1])
+        raise AssertionError(f"no metric {name} in {answer.text}")
 
     async def num_nodes(self) -> int:
         return int(str((await self.health())["num_nodes"]))
