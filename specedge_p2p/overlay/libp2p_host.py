@@ -1,102 +1,44 @@
 """The overlay over libp2p: Noise over TCP, Yamux, Kademlia.
 
-libp2p's defaults are not fit for an exposed host. What is closed here, and where:
-plaintext and mplex dialers (only Noise and only Yamux are offered), exceptions of stream handlers
-(`_Guard`), silent and too many sockets (`admission`), inbound places that the library never gives
-back (`_accept`), stalled peers, half-written frames and overrun windows (`libp2p_yamux`), framing
-(`link_io`), listeners that outlive their host (`_shut_down`), a port shared unseen with another
-process (`addresses.check_ports`), and stale DHT answers (`libp2p_dht`).
+libp2p's defaults are not fit for an exposed host. What is closed, and where:
+
+- `libp2p_swarm`: plaintext and mplex dialers (only Noise and only Yamux are offered), exceptions of
+  stream handlers, inbound places that the library never gives back, unasked dials, listeners that
+  outlive their host;
+- `libp2p_yamux`: stalled peers, half-written frames, overrun windows, too many streams;
+- `libp2p_dht`: stale and doubled answers;
+- `admission`: silent and too many sockets;
+- `addresses`: a port shared unseen with another process;
+- `link_io`: framing, back-pressure, cancellation.
 """
 
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, cast
 
 import trio
-from libp2p import new_host
-from libp2p.crypto.ed25519 import create_new_key_pair
-from libp2p.crypto.x25519 import create_new_key_pair as create_new_noise_pair
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
-from libp2p.network.config import ConnectionConfig
-from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
-from libp2p.security.noise.transport import Transport as NoiseTransport
-from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
 from multiaddr import Multiaddr
 
 from specedge_p2p.identity.keys import Identity
 from specedge_p2p.names import PeerId
-from specedge_p2p.overlay.addresses import check_ports, parse_listen, reachable, split_address
-from specedge_p2p.overlay.admission import Admission, AdmissionLimits
+from specedge_p2p.overlay.addresses import check_ports, parse_listen, split_address
 from specedge_p2p.overlay.guard import run_guarded
 from specedge_p2p.overlay.libp2p_dht import DhtMode, ProviderRecords, running_dht
-from specedge_p2p.overlay.libp2p_yamux import ENVIRONMENT, BoundedYamux, abort_connection
+from specedge_p2p.overlay.libp2p_swarm import DIAL_S, MuxedStream, make_host, shut_down
+from specedge_p2p.overlay.libp2p_yamux import ENVIRONMENT, abort_connection
 from specedge_p2p.overlay.link_io import FramedLink
-from specedge_p2p.overlay.ports import LinkClosed, LinkHandler, Overlay, OverlayError
+from specedge_p2p.overlay.ports import LinkHandler, Overlay, OverlayError
 
 _log = logging.getLogger(__name__)
 
-HANDSHAKE_S: Final = 3.0
-DIAL_S: Final = 5.0
-"""For the connection, and again for opening the stream."""
-MAX_CONNECTIONS: Final = 2000
-"""Inbound and outbound together."""
 REDIAL_FIRST_S: Final = 1.0
 REDIAL_LAST_S: Final = 30.0
-RESET_S: Final = 1.0
-_CLOSE_S: Final = 5.0
-
-
-class _MuxedStream:
-    """A libp2p stream as `link_io.ByteStream`."""
-
-    def __init__(self, stream: NetStream) -> None:
-        self._stream = stream
-        self._muxed = stream.muxed_stream
-        self._has_ended = False
-
-    async def read(self, max_bytes: int) -> bytes:
-        try:
-            return cast("bytes", await self._muxed.read(max_bytes))
-        except EOFError:
-            self._has_ended = True
-            return b""
-        except (BaseLibp2pError, OSError, trio.BrokenResourceError) as error:
-            self._has_ended = True
-            raise LinkClosed(f"the connection was lost: {error}") from None
-
-    async def write(self, data: bytes) -> None:
-        try:
-            await self._muxed.write(data)
-        except (BaseLibp2pError, OSError, trio.BrokenResourceError) as error:
-            raise LinkClosed(f"the connection was lost: {error}") from None
-
-    async def close(self) -> None:
-        with trio.move_on_after(RESET_S):
-            try:
-                await self._stream.close()
-                # The other end answers a close with its own; without that the stream would stay.
-                while not self._has_ended:
-                    await self.read(65536)
-                return
-            except (BaseLibp2pError, OSError, LinkClosed, trio.BrokenResourceError) as error:
-                _log.debug("closing a stream: %s", error)
-        await self.abort()
-
-    async def abort(self) -> None:
-        with trio.move_on_after(RESET_S) as scope:
-            try:
-                await self._stream.reset()
-            except (BaseLibp2pError, OSError, trio.BrokenResourceError) as error:
-                _log.debug("resetting a stream: %s", error)
-        if scope.cancelled_caught:
-            # Not even a reset gets through: the peer has stalled and loses its connection.
-            await abort_connection(self._muxed.muxed_conn)
 
 
 class _LibP2POverlay:
@@ -147,7 +89,7 @@ class _LibP2POverlay:
             raise OverlayError("a peer does not dial itself")
         await self.connect(place, peer)
         stream = await self._open_stream(peer, protocol)
-        link = FramedLink(peer, _MuxedStream(stream))
+        link = FramedLink(peer, MuxedStream(stream))
         # In the overlay's nursery, so that the caller's exceptions come out as they are.
         self._nursery.start_soon(link.run)
         try:
@@ -224,7 +166,7 @@ async def open_overlay(
     bootstrap_peers = [split_address(address) for address in bootstrap]
     listen_addresses = [parse_listen(address) for address in listen]
     check_ports(listen)
-    host = _new_host(identity, listen_addresses, [parse_listen(address) for address in announce])
+    host = make_host(identity, listen_addresses, [parse_listen(address) for address in announce])
     swarm = host.get_network()
     async with _running(host, listen_addresses):
         if len(swarm.listeners) != len(set(listen)):
@@ -239,101 +181,10 @@ async def open_overlay(
 
 
 async def _serve_link(handler: LinkHandler, stream: NetStream, protocol: str) -> None:
-    link = FramedLink(PeerId(str(stream.muxed_conn.peer_id)), _MuxedStream(stream))
+    link = FramedLink(PeerId(str(stream.muxed_conn.peer_id)), MuxedStream(stream))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(link.run)
         await run_guarded(handler, link, protocol)
-
-
-def _new_host(
-    identity: Identity, listen: Sequence[Multiaddr], announce: Sequence[Multiaddr]
-) -> Any:  # noqa: ANN401 - libp2p is opaque to the type checker
-    keys = create_new_key_pair(identity.private_seed)
-    noise = NoiseTransport(keys, noise_privkey=create_new_noise_pair().private_key)
-    config = ConnectionConfig(
-        max_connections=MAX_CONNECTIONS,
-        min_connections=0,
-        low_watermark=0,
-        high_watermark=MAX_CONNECTIONS,
-        max_connections_per_peer=8,
-        inbound_upgrade_timeout=HANDSHAKE_S,
-        outbound_upgrade_timeout=HANDSHAKE_S,
-        inbound_stream_protocol_negotiation_timeout=HANDSHAKE_S,
-        outbound_stream_protocol_negotiation_timeout=DIAL_S,
-    )
-    host = new_host(
-        key_pair=keys,
-        listen_addrs=list(listen) or None,
-        sec_opt={TProtocol(NOISE_ID): noise},
-        muxer_opt={TProtocol(YAMUX_ID): BoundedYamux},
-        connection_config=config,
-        disable_identify_address_discovery=True,
-        addrs_factory=(lambda _: list(announce)) if announce else reachable,
-    )
-    swarm = host.get_network()
-    # Its limits count connections that are gone; `admission` and `libp2p_yamux` keep ours.
-    swarm.set_resource_manager(None)
-    swarm.retry_config.max_retries = 0
-    # It would dial whoever the peer store has heard of, up to half of MAX_CONNECTIONS.
-    swarm.auto_connector.maybe_connect = _do_nothing
-    swarm.upgrader.muxer_multistream.new_conn = _muxing(swarm.upgrader.muxer_multistream)
-    swarm._handle_inbound_connection = _Acceptor(swarm).accept
-    swarm.common_stream_handler = _guarded(swarm.common_stream_handler)
-    return host
-
-
-def _muxing(multistream: Any) -> Callable[[Any, ID], Awaitable[Any]]:  # noqa: ANN401
-    """The library takes its own Yamux for the name "yamux", whatever class it was given."""
-
-    async def new_connection(secured: Any, peer_id: ID) -> Any:  # noqa: ANN401
-        protocol, muxer = await multistream._selector.select(
-            secured, secured.is_initiator, multistream.negotiate_timeout
-        )
-        return multistream._annotate_connection(muxer(secured, peer_id), secured, protocol)
-
-    return new_connection
-
-
-async def _do_nothing() -> None:
-    await trio.lowlevel.checkpoint()
-
-
-class _Acceptor:
-    """Takes the place of the swarm's own accept step, which never gives a place back."""
-
-    def __init__(self, swarm: Any) -> None:  # noqa: ANN401
-        self._swarm = swarm
-        self._admission = Admission(AdmissionLimits(max_connections=MAX_CONNECTIONS))
-
-    async def accept(self, stream: Any, listener: Multiaddr) -> None:  # noqa: ANN401
-        """Run one inbound connection; the listener closes the socket when this returns."""
-        with trio.CancelScope() as scope:
-            place = self._admission.arrive(_remote_host(stream), scope.cancel)
-            if place is None:
-                _log.warning("too many connections from %s; one refused", _remote_host(stream))
-                return
-            try:
-                raw = RawConnection(stream, False)
-                muxed = await self._swarm.upgrade_inbound_raw_conn(raw, listener)
-                place.establish()
-                await muxed.event_closed.wait()
-            except (BaseLibp2pError, OSError, trio.BrokenResourceError) as error:
-                _log.debug("inbound connection refused: %s", error)
-            finally:
-                place.leave()
-
-
-def _guarded(handler: Callable[[NetStream], Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """No exception of any stream handler, the library's own included, may end the host."""
-
-    async def run(stream: NetStream) -> None:
-        try:
-            await handler(stream)
-        except* Exception as group:  # noqa: BLE001 - see above
-            _log.debug("a stream of %s failed: %r", stream.muxed_conn.peer_id, group.exceptions)
-            await _MuxedStream(stream).abort()
-
-    return run
 
 
 @asynccontextmanager
@@ -343,27 +194,9 @@ async def _running(host: Any, listen: Sequence[Multiaddr]) -> AsyncIterator[None
             try:
                 yield
             finally:
-                await _shut_down(host)
+                await shut_down(host)
     except* BaseLibp2pError as group:
         raise OverlayError(f"the overlay failed: {_cause(group.exceptions[0])}") from group
-
-
-async def _shut_down(host: Any) -> None:  # noqa: ANN401
-    """Close listeners and connections ourselves.
-
-    The library leaves listeners open, and says good-bye to one connection after the other, which a
-    single stalled peer could hold up.
-    """
-    swarm = host.get_network()
-    with trio.CancelScope(shield=True):
-        with trio.move_on_after(_CLOSE_S):
-            for listener in list(swarm.listeners.values()):
-                await listener.close()
-        async with trio.open_nursery() as nursery:
-            for connection in swarm.get_connections():
-                nursery.start_soon(abort_connection, connection.muxed_conn)
-        with trio.move_on_after(_CLOSE_S):
-            await host.close()
 
 
 async def _stay_connected(
@@ -399,14 +232,6 @@ def _quiet_library() -> None:
         logging.getLogger("libp2p").setLevel(logging.CRITICAL)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-
-
-def _remote_host(stream: Any) -> str | None:  # noqa: ANN401
-    # The library's own method knows only IPv4.
-    try:
-        return str(stream.stream.socket.getpeername()[0])
-    except OSError:
-        return None
 
 
 def _cause(error: BaseException) -> str:

@@ -26,7 +26,8 @@ from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr
 
 from specedge_p2p.identity.keys import Identity
-from specedge_p2p.overlay.libp2p_host import HANDSHAKE_S, open_overlay
+from specedge_p2p.overlay.libp2p_host import open_overlay
+from specedge_p2p.overlay.libp2p_swarm import HANDSHAKE_S
 from specedge_p2p.overlay.libp2p_yamux import MAX_BUFFERED_BYTES, MAX_STREAMS
 from specedge_p2p.overlay.ports import Link, LinkClosed, Overlay, OverlayError
 from specedge_p2p.wire.errors import ProtocolError
@@ -278,7 +279,7 @@ async def test_law7_bounded_silent_sockets_keep_nobody_out() -> None:
 async def test_places_of_closed_connections_are_given_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("specedge_p2p.overlay.libp2p_host.MAX_CONNECTIONS", 5)
+    monkeypatch.setattr("specedge_p2p.overlay.libp2p_swarm.MAX_CONNECTIONS", 5)
     async with echo_server() as (_, address):
         for _ in range(12):
             async with client() as theirs:
