@@ -2,6 +2,7 @@
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import trio
 
@@ -12,6 +13,8 @@ from specedge_p2p.wire.link_machine import LinkMachine
 from specedge_p2p.wire.messages import Close, CoordinatorMessage, Hello, Open, Prompt, Verdict
 
 MAX_VERDICTS_PER_FRAME = 64
+MAX_VERDICT_BYTES_PER_FRAME = 32 * 1024
+"""Of token ids; what else goes into the frame has room beside them."""
 MAX_OUTBOX = 4096
 """Messages waiting for a node. One that reads so slowly loses its link."""
 
@@ -117,8 +120,16 @@ class NodeLink:
         return any(not self._opening[no] for no in self._verdicts)
 
     def _due_verdicts(self) -> list[CoordinatorMessage]:
+        """One verdict of each session, as far as one frame holds them; the rest come next.
+
+        Much waits at once when a slow link gets going again or a node resumes all its sessions.
+        """
         due = [no for no in self._verdicts if not self._opening[no]][:MAX_VERDICTS_PER_FRAME]
-        return [self._next_verdict(no) for no in due]
+        sizes = accumulate(len(self._verdicts[no][0].token_ids) for no in due)
+        fits = [
+            no for no, size in zip(due, sizes, strict=True) if size <= MAX_VERDICT_BYTES_PER_FRAME
+        ]
+        return [self._next_verdict(no) for no in fits]
 
     def _next_verdict(self, session_no: int) -> Verdict:
         unsent = self._verdicts[session_no]
@@ -132,6 +143,8 @@ class NodeLink:
         if isinstance(message, Open | Prompt):
             self._opening[message.session_no] -= 1
         if isinstance(message, Close):
+            if message.session_no in self._verdicts:
+                self._outbox.appendleft(message)  # in a frame after the last verdict
+                return [self._next_verdict(message.session_no)]
             self._opening.pop(message.session_no, None)
-            return [*self._verdicts.pop(message.session_no, ()), message]
         return [message]
