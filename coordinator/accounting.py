@@ -28,10 +28,17 @@ class Accounting:
         self._unwritten: list[Contribution] = []
         self._writing = trio.Lock()
 
+    @property
+    def num_waiting(self) -> int:
+        """Contributions that are not in the ledger yet."""
+        return len(self._unwritten) + len(self._accepted)
+
     def add(self, session: Session, committed: Committed) -> None:
         """Note what a round accepted. Never waits."""
         for source, num_accepted in committed.accepted_by_source.items():
-            self._accepted[session, session.nodes_by_source[source]] += num_accepted
+            key = session, session.nodes_by_source[source]
+            if key in self._accepted or self.num_waiting < MAX_UNWRITTEN:
+                self._accepted[key] += num_accepted
 
     async def run(self, segment_s: float) -> None:
         """Write a segment every `segment_s`, for ever."""
@@ -60,8 +67,6 @@ class Accounting:
             self._deliver(receipt)
 
     def _cut_segments(self) -> None:
-        if len(self._unwritten) + len(self._accepted) > MAX_UNWRITTEN:
-            return
         for (session, peer_id), num_accepted in self._accepted.items():
             session.num_segments[peer_id] += 1
             self._unwritten.append(

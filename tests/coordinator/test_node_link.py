@@ -31,7 +31,7 @@ class Wire:
         self.frames.append(self.machine.receive(frame))
 
     async def receive(self) -> bytes:
-        return await trio.sleep_forever()  # type: ignore[no-any-return]
+        return await trio.sleep_forever()
 
     async def aclose(self) -> None:
         await trio.lowlevel.checkpoint()

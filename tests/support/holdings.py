@@ -1,6 +1,6 @@
 """How much the objects of a program hold: what must stay level over a long life."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 
 _LEAVES = (
@@ -19,7 +19,7 @@ def holdings(roots: Mapping[str, object], skip: Iterable[type] = ()) -> dict[str
     skipped = tuple(skip)
     seen: set[int] = set()
     keep: list[object] = []  # so that no id is used twice
-    todo = list(reversed(roots.items()))
+    todo = list(roots.items())[::-1]
     while todo:
         way, value = todo.pop()
         if isinstance(value, (*_LEAVES, *skipped)) or id(value) in seen:
@@ -31,14 +31,14 @@ def holdings(roots: Mapping[str, object], skip: Iterable[type] = ()) -> dict[str
         elif isinstance(value, Mapping):
             sizes[way] = sizes.get(way, 0) + len(value)
             todo += [(f"{way}{{}}", part) for pair in value.items() for part in pair]
-        elif isinstance(value, Iterable) and hasattr(value, "__len__"):
+        elif isinstance(value, Collection):
             sizes[way] = sizes.get(way, 0) + len(value)
             todo += [(f"{way}[]", part) for part in _parts(value)]
         todo += [(f"{way}.{name}", part) for name, part in _attributes(value)]
     return sizes
 
 
-def _parts(value: Iterable[object]) -> list[object]:
+def _parts(value: Collection[object]) -> list[object]:
     """What a container holds; arrays of numbers hold nothing that could hold more."""
     is_plain = isinstance(value, (list, tuple, set, frozenset)) or type(value).__name__ == "deque"
     return list(value) if is_plain else []
