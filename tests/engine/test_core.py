@@ -643,6 +643,30 @@ def test_a_model_error_costs_the_session_that_raises_it() -> None:
         assert run.tokens[session] == PROMPT + decode(PROMPT)
 
 
+class Nonsense(ToyModel):
+    """Chooses no token in the second step of sequence 1, as a model whose logits are NaN would."""
+
+    def choose(self, batch: Sequence[Rows]) -> list[TokenIds]:
+        choices = super().choose(batch)
+        for rows, chosen in zip(batch, choices, strict=True):
+            if rows.sequence == 1 and rows.positions[0] > 0:
+                chosen[:] = self.info.vocab_size
+        return choices
+
+
+def test_logits_that_are_no_numbers_cost_the_session_and_not_the_engine() -> None:
+    core = EngineCore(Nonsense(ToyParams(eos_bias=-100.0)), Clock())
+    for number in (1, 2):
+        core.handle(open_session(number, PROMPT, max_tokens=4))
+    core.step(batch([1, 2]))
+    done = core.step(batch([1, 2]))
+    assert [result.session for result in done.results] == [2]
+    assert [(failed.session, failed.code) for failed in core.take_failures()] == [
+        (1, "model_error")
+    ]
+    assert [result.session for result in core.step(batch([1, 2])).results] == [2]
+
+
 def test_a_failed_step_that_wrote_rows_is_not_built_upon() -> None:
     model = FailingModel(PARAMS)
     run = Run(EngineCore(model, Clock()))

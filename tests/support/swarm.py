@@ -76,6 +76,8 @@ class Swarm:
         )
         self.identity = identity(1_000_000)
         self.ledger = MemoryLedger(self.identity, trio.current_time)
+        self.core: EngineCore | None = None
+        """Of the engine's present life."""
         self.engine = InlineEngine(self._core, self._step_cost)
         self.coordinator = Coordinator(
             Parts(
@@ -93,7 +95,8 @@ class Swarm:
         self.books: dict[int, ReceiptBook] = {}
 
     def _core(self) -> EngineCore:
-        return EngineCore(ToyModel(self.target, name=MODEL), trio.current_time)
+        self.core = EngineCore(ToyModel(self.target, name=MODEL), trio.current_time)
+        return self.core
 
     def _step_cost(self, num_rows: int, _num_sequences: int) -> float:
         return self.settings.step_time_s + num_rows * self.settings.row_time_s

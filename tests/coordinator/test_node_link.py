@@ -1,0 +1,152 @@
+"""What a node is yet to be told: order, merging, and frames that stay below their limit."""
+
+import pytest
+import trio
+import trio.testing
+
+from coordinator.node_link import MAX_OUTBOX, NodeLink, NodeTooSlow
+from specedge_p2p.names import PeerId
+from specedge_p2p.wire import messages as m
+from specedge_p2p.wire.build import open_messages
+from specedge_p2p.wire.codec import AnyMessage
+from specedge_p2p.wire.columns import pack_tokens
+from specedge_p2p.wire.link_machine import LinkMachine
+from tests.support.links import HELLO, OPEN, WELCOME, changed
+
+CONTEXT = 60_000
+LONG = [7] * m.PROMPT_CHUNK_TOKENS
+
+
+class Wire:
+    """Takes frames and lets the node's own machine judge them."""
+
+    peer_id = PeerId("a node")
+
+    def __init__(self) -> None:
+        self.machine = LinkMachine("node")
+        self.frames: list[tuple[AnyMessage, ...]] = []
+
+    async def send(self, frame: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self.frames.append(self.machine.receive(frame))
+
+    async def receive(self) -> bytes:
+        return await trio.sleep_forever()
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    @property
+    def messages(self) -> list[AnyMessage]:
+        return [message for frame in self.frames for message in frame]
+
+
+async def open_link(max_sessions: int = 64) -> tuple[NodeLink, Wire]:
+    wire, ours = Wire(), LinkMachine("coordinator")
+    hello = changed(HELLO, max_sessions=max_sessions)
+    ours.receive(wire.machine.send(hello))
+    await wire.send(ours.send(changed(WELCOME, max_context=CONTEXT)))
+    wire.frames.clear()
+    return NodeLink(wire, hello, ours, 0.0, max_sessions), wire
+
+
+def opening(node: NodeLink, num_tokens: int = 3) -> int:
+    number = node.new_session_no()
+    lease = number.to_bytes(16, "big")
+    head = changed(OPEN, session_no=number, lease_id=lease, max_position=CONTEXT)
+    node.post(*open_messages(head, [7] * num_tokens))
+    return number
+
+
+def verdict(session_no: int, position: int, token_ids: list[int]) -> m.Verdict:
+    return m.Verdict(session_no, 1, position, pack_tokens(token_ids), 0)
+
+
+async def write_all(node: NodeLink) -> None:
+    """Until nothing is left to send."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.write_frames)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+
+
+async def test_law7_bounded_frames_hold_what_fits_however_much_waits() -> None:
+    """Many sessions with much to tell at once: after a long stall, or a resume of all of them."""
+    node, wire = await open_link()
+    numbers = [opening(node) for _ in range(24)]
+    await write_all(node)
+    for number in numbers:
+        node.post_verdict(verdict(number, 3, LONG))
+        node.post_verdict(verdict(number, 3 + len(LONG), LONG))
+    await write_all(node)
+    for number in numbers:
+        assert wire.machine.committed(number) == 3 + 2 * len(LONG)
+    for number in numbers:
+        for part in range(6):
+            node.post_verdict(verdict(number, 3 + (2 + part) * len(LONG), LONG))
+        node.post(m.Close(number))
+    await write_all(node)
+    assert sum(type(message) is m.Verdict for message in wire.messages) == 8 * len(numbers)
+    assert wire.machine.sessions == ()
+
+
+async def test_verdicts_follow_their_prompt_and_precede_their_close() -> None:
+    node, wire = await open_link()
+    first, second = opening(node), opening(node, num_tokens=3 * len(LONG))
+    node.post_verdict(verdict(first, 3, [5]))
+    node.post_verdict(verdict(second, 3 * len(LONG), [6]))
+    node.post(m.Close(first), m.Close(second))
+    await write_all(node)
+    kinds = [(type(x).__name__, x.session_no) for x in wire.messages]  # type: ignore[union-attr]
+    assert kinds.index(("Verdict", first)) < kinds.index(("Close", first))
+    assert kinds.count(("Prompt", second)) == 3
+    assert kinds.index(("Verdict", second)) < kinds.index(("Close", second))
+    assert max(i for i, kind in enumerate(kinds) if kind == ("Prompt", second)) < kinds.index(
+        ("Verdict", second)
+    )
+    assert wire.machine.sessions == ()
+
+
+async def test_unsent_verdicts_of_a_session_are_merged() -> None:
+    node, wire = await open_link()
+    number = opening(node)
+    await write_all(node)
+    wire.frames.clear()
+    for position in range(3, 13):
+        node.post_verdict(verdict(number, position, [position]))
+    await write_all(node)
+    assert wire.messages == [verdict(number, 3, list(range(3, 13)))]
+
+
+async def test_nothing_more_is_said_about_a_released_session() -> None:
+    node, wire = await open_link()
+    number, other = opening(node), opening(node)
+    await write_all(node)
+    wire.frames.clear()
+    node.post_verdict(verdict(number, 3, [5]))
+    node.post_verdict(verdict(other, 3, [5]))
+    node.post(m.Close(number))
+    node.machine.receive(wire.machine.send(m.Release(number)))
+    node.forget(number)
+    await write_all(node)
+    assert wire.messages == [verdict(other, 3, [5])]
+
+
+async def test_law7_bounded_a_node_that_does_not_read_is_given_up() -> None:
+    node, _ = await open_link()
+    for nonce in range(MAX_OUTBOX):
+        node.post(m.Ping(nonce))
+    assert not node.is_too_slow
+    node.post(m.Ping(0))
+    with pytest.raises(NodeTooSlow):
+        await node.write_frames()
+
+
+async def test_only_the_answer_to_the_last_ping_measures() -> None:
+    node, _ = await open_link()
+    node.pinged(1, 10.0)
+    node.pinged(2, 12.0)
+    node.ponged(1, 12.5)
+    assert node.round_trip_s is None
+    node.ponged(2, 12.25)
+    assert node.round_trip_s == 0.25
