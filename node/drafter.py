@@ -39,7 +39,7 @@ class DrafterSettings:
         """Vertices of one session per level: rows are not free when many sessions share them."""
         if num_sessions >= 12:
             return max(1, self.growth.beam_width // 4)
-        if num_sessions >= 4:
+        if num_sessions >= 2:
             return max(1, self.growth.beam_width // 2)
         return self.growth.beam_width
 
