@@ -65,7 +65,7 @@ def verdict(session_no: int, position: int, token_ids: list[int]) -> m.Verdict:
 async def write_all(node: NodeLink) -> None:
     """Until nothing is left to send."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(node.write_frames)
+        nursery.start_soon(node.write_frames, trio.current_time)
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
 
@@ -139,7 +139,7 @@ async def test_law7_bounded_a_node_that_does_not_read_is_given_up() -> None:
     assert not node.is_too_slow
     node.post(m.Ping(0))
     with pytest.raises(NodeTooSlow):
-        await node.write_frames()
+        await node.write_frames(trio.current_time)
 
 
 async def test_only_the_answer_to_the_last_ping_measures() -> None:
