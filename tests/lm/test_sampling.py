@@ -74,6 +74,19 @@ def test_choices_and_children_equal_the_plain_form(
             assert ids[i].tolist() == best[0].tolist()
 
 
+def test_children_of_a_large_vocabulary_are_drawn_from_its_likely_tokens() -> None:
+    """A text model's logits fall so fast that what is left out is never among the best."""
+    logits = np.random.default_rng(5).permutation(-0.5 * np.arange(1000.0))
+    params = [SamplingParams(0.7), SamplingParams(0.0), SamplingParams(1.0)]
+    keys = [noise.noise_key(noise.seed_bytes(i), [1, 2]) for i in range(3)]
+    rows = torch.from_numpy(np.stack([logits] * 3))
+    ids, log_probs = torch_rank(rows, Draws(params, keys, [9, 10, 11]), 7)
+    for i, sampling in enumerate(params):
+        best = rank_children(logits, sampling.temperature, keys[i], 9 + i, 7)
+        assert ids[i].tolist() == best[0].tolist()
+        np.testing.assert_allclose(log_probs[i].numpy(), best[1], atol=1e-5)
+
+
 @given(params=PARAMS, seed=st.integers(0, 2**32 - 1))
 def test_filters_equal_the_plain_form(params: SamplingParams, seed: int) -> None:
     logits = np.random.default_rng(seed).normal(size=53) * 3
