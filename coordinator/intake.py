@@ -173,10 +173,14 @@ class Intake:
             if scope.cancelled_caught:
                 log.info("node %s was silent for %g s", node.peer_id, deadline_s)
                 return
-            for message in node.machine.receive(frame):
+            messages = node.machine.receive(frame)
+            for message in messages:
                 if isinstance(message, Goodbye):
                     return
                 await self._handle(node, message)
+            # Once for a frame: matching looks at everything, and a frame holds many messages.
+            if any(isinstance(message, Capacity | Release) for message in messages):
+                self._leases.rematch()
 
     async def _ping(self, node: NodeLink) -> None:
         nonce = 0
@@ -195,10 +199,8 @@ class Intake:
                 node.ponged(nonce, self._clock())
             case Capacity(max_sessions):
                 node.max_sessions = max_sessions
-                self._leases.rematch()
             case Release(session_no):
                 self._leases.release(node, session_no)
-                self._leases.rematch()
             case Resume():
                 self._leases.resume(node, message)
             case ReceiptRequest(after):

@@ -7,6 +7,7 @@ import pytest
 import trio
 import trio.testing
 
+from coordinator.leases import Leases
 from coordinator.settings import Limits
 from specedge_p2p.lm.toy_text import ToyText
 from specedge_p2p.overlay.memory import address_of
@@ -138,3 +139,24 @@ async def test_a_peer_that_connects_anew_replaces_its_older_link(
                 assert len(swarm.coordinator.leases.nodes) == 1
                 (ping,) = machine.receive(await newer.receive())
                 assert isinstance(ping, m.Ping)
+
+
+async def test_law4_bytes_of_one_frame_cost_one_matching(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a frame of small words would hold up everybody's steps."""
+    num_matchings = 0
+
+    def rematch(leases: Leases) -> None:
+        nonlocal num_matchings
+        num_matchings += 1
+
+    async with running_swarm() as swarm, dialled(swarm) as link:
+        machine, _ = await greet(link)
+        await trio.sleep(0.1)
+        monkeypatch.setattr(Leases, "rematch", rematch)
+        await link.send(machine.send(*[m.Capacity(i % 3) for i in range(1000)]))
+        await trio.sleep(0.1)
+        (node,) = swarm.coordinator.leases.nodes
+        assert node.max_sessions == 0
+        assert num_matchings == 1
