@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import trio
@@ -138,3 +139,12 @@ async def test_a_session_that_no_engine_survives_fails_and_others_live() -> None
         await engine.say(EngineDied("killed"))
         await engine.say(READY)
         assert [x.session for x in engine.take(OpenSession)] == [2]  # type: ignore[union-attr]
+
+
+async def test_a_stopped_session_takes_no_further_results_while_its_client_reads() -> None:
+    stopped = replace(REQUEST, stop=(ToyText(32).decode([7]),))
+    async with running() as (coordinator, engine), coordinator.generations.generate(stopped):
+        await trio.testing.wait_all_tasks_blocked()
+        await engine.decide(1, 2, 7)
+        await engine.decide(1, 3, 8)  # its step was queued already
+        assert coordinator.load.num_tokens == 1
