@@ -29,6 +29,9 @@ from specedge_p2p.names import PeerId
 from specedge_p2p.overlay.ports import DRAFT_PROTOCOL, Overlay
 from specedge_p2p.tasks import TaskStatus
 
+TELL_S = 1.0
+"""How long nodes are given to take their last messages; they can ask for receipts later."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -98,19 +101,26 @@ class Coordinator:
 
         Raises EngineError when the engine cannot be started or brought back.
         """
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.rounds.run)
-            await self._was_ready.wait()
-            nursery.start_soon(self.accounting.run, self._parts.timing.segment_s)
-            async with self._parts.overlay.serve(DRAFT_PROTOCOL, self.intake.serve):
-                task_status.started(None)
-                await trio.sleep_forever()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.rounds.run)
+                await self._was_ready.wait()
+                nursery.start_soon(self.accounting.run, self._parts.timing.segment_s)
+                async with self._parts.overlay.serve(DRAFT_PROTOCOL, self.intake.serve):
+                    task_status.started(None)
+                    await trio.sleep_forever()
+        finally:
+            # However it ends, what the nodes earned in the last second is written.
+            with trio.CancelScope(shield=True):
+                await self.accounting.flush()
 
     async def drain(self, reason: str) -> None:
         """End what is live, say so to the nodes, and write what was accepted to the ledger."""
         self.generations.stop(reason)
         self.intake.drain(reason)
         await self.accounting.flush()
+        with trio.move_on_after(TELL_S):
+            await self.intake.until_told()
 
     @property
     def share_taken(self) -> float:

@@ -49,7 +49,7 @@ class LiveGenerations:
     def stop(self, reason: str) -> None:
         """Take no new requests and end the live ones with an error that the client may retry."""
         self._stopping = reason
-        self._sessions.fail_all(Refused(503, "shutting_down", reason, retry_after_s=1))
+        self._rounds.fail_all(Refused(503, "shutting_down", reason, retry_after_s=1))
 
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._codec.encode(text))

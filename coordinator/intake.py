@@ -13,6 +13,8 @@ from coordinator.leases import Leases
 from coordinator.ledger.ports import Ledger, SignedReceipt
 from coordinator.node_link import NodeLink, NodeTooSlow
 from coordinator.settings import Limits, Timing
+from coordinator.store.errors import StoreError
+from specedge_p2p.names import PeerId
 from specedge_p2p.overlay.ports import Link, LinkClosed
 from specedge_p2p.wire.errors import ProtocolError
 from specedge_p2p.wire.link_machine import LinkMachine
@@ -66,6 +68,7 @@ class Intake:
         self._engine, self._leases, self._ledger = engine, leases, ledger
         self._target, self._limits, self._timing = target, limits, timing
         self._clock, self._software = clock, software
+        self._drain_reason = ""
         self.num_protocol_errors = 0
 
     async def serve(self, link: Link) -> None:
@@ -82,9 +85,15 @@ class Intake:
             log.info("link to node %s ended: %s", link.peer_id, errors.exceptions[0])
 
     def drain(self, reason: str) -> None:
-        """Tell every node that the coordinator is about to stop."""
+        """Tell every node that the coordinator is about to stop, and take no more of them."""
+        self._drain_reason = reason
         for node in self._leases.nodes:
             node.post(Drain(reason))
+
+    async def until_told(self) -> None:
+        """Wait until every node has been sent what was queued for it, or is gone."""
+        for node in self._leases.nodes:
+            await node.until_written()
 
     def deliver(self, receipt: SignedReceipt) -> None:
         """Send a receipt to its node if it is connected; else it asks for it when it is back."""
@@ -100,11 +109,13 @@ class Intake:
         if scope.cancelled_caught:
             log.info("peer %s said nothing for %g s", link.peer_id, self._timing.handshake_s)
             return None
-        hello = messages[0]
+        hello, *rest = messages
         if not isinstance(hello, Hello):  # the machine lets nothing else begin
             raise TypeError(f"a link began with {type(hello).__name__}")
+        if rest:
+            return None  # the machine lets nothing else follow than Goodbye
         target = self._target()
-        refusal = self._refusal(hello, target)
+        refusal = self._refusal(hello, link.peer_id, target)
         if refusal is not None or target is None:
             log.info("node %s refused: %s", link.peer_id, refusal.text if refusal else "")
             await link.send(machine.send(refusal or _not_ready()))
@@ -117,13 +128,16 @@ class Intake:
             heartbeat_s=self._timing.heartbeat_s,
             software=self._software,
         )
-        await link.send(machine.send(welcome))
+        # Queued, not sent: nothing may wait between the look at the limits and the joining.
         node = NodeLink(link, hello, machine, self._clock(), hello.max_sessions)
-        for message in messages[1:]:
-            await self._handle(node, message)
+        node.post(welcome)
         return node
 
-    def _refusal(self, hello: Hello, target: TargetProfile | None) -> Refuse | None:
+    def _refusal(
+        self, hello: Hello, peer_id: PeerId, target: TargetProfile | None
+    ) -> Refuse | None:
+        if self._drain_reason:
+            return Refuse("not_ready", self._drain_reason)
         if not hello.min_version <= PROTOCOL_VERSION <= hello.max_version:
             return Refuse(
                 "version",
@@ -138,17 +152,20 @@ class Intake:
                 f"the draft model {hello.draft_model[:100]} has another tokenizer than the target "
                 f"{target.name}; choose a draft model of the same family",
             )
-        if len(self._leases.nodes) >= self._limits.max_nodes:
+        others = [node for node in self._leases.nodes if node.peer_id != peer_id]
+        if len(others) >= self._limits.max_nodes:
             return Refuse("full", f"{self._limits.max_nodes} nodes are connected; try again later")
         return None
 
     async def _serve_node(self, node: NodeLink) -> None:
         async with trio.open_nursery() as nursery:
             with self._joined(node), node.scope:
-                nursery.start_soon(node.write_frames)
+                nursery.start_soon(node.write_frames, self._clock)
                 nursery.start_soon(self._ping, node)
                 await self._read(node)
             nursery.cancel_scope.cancel()
+        if node.is_too_slow:
+            raise NodeTooSlow(f"{node.peer_id} does not read what it is sent")
 
     @contextmanager
     def _joined(self, node: NodeLink) -> Iterator[None]:
@@ -166,7 +183,7 @@ class Intake:
 
     async def _read(self, node: NodeLink) -> None:
         """Read until the node says goodbye or falls silent."""
-        deadline_s = 3 * self._timing.heartbeat_s
+        deadline_s = self._silence_s
         while True:
             with trio.move_on_after(deadline_s) as scope:
                 frame = await node.link.receive()
@@ -178,9 +195,14 @@ class Intake:
                 if isinstance(message, Goodbye):
                     return
                 await self._handle(node, message)
-            # Once for a frame: matching looks at everything, and a frame holds many messages.
+            # Once per frame: a node that changes its mind a thousand times in one costs no more.
             if any(isinstance(message, Capacity | Release) for message in messages):
                 self._leases.rematch()
+
+    @property
+    def _silence_s(self) -> float:
+        """After so long without a frame in either direction a node is taken for dead."""
+        return 3 * self._timing.heartbeat_s
 
     async def _ping(self, node: NodeLink) -> None:
         nonce = 0
@@ -189,6 +211,8 @@ class Intake:
             node.pinged(nonce, self._clock())
             node.post(Ping(nonce))
             await trio.sleep(self._timing.heartbeat_s)
+            if node.stuck_s(self._clock()) >= self._silence_s:
+                node.give_up()
             self._leases.rematch()
 
     async def _handle(self, node: NodeLink, message: Message) -> None:
@@ -223,7 +247,13 @@ class Intake:
             )
 
     async def _resend_receipts(self, node: NodeLink, after: int) -> None:
-        for receipt in await self._ledger.receipts_after(node.peer_id, after, MAX_RECEIPTS_RESENT):
+        try:
+            receipts = await self._ledger.receipts_after(node.peer_id, after, MAX_RECEIPTS_RESENT)
+        except StoreError as error:
+            # The node asks again when it misses a receipt; drafting needs no database.
+            log.error("node %s waits for its receipts: %s", node.peer_id, error)
+            return
+        for receipt in receipts:
             node.post(Receipt(receipt.envelope))
 
 

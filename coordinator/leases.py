@@ -6,6 +6,7 @@ Nothing here waits. What the engine must hear is left in an outbox that the roun
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from coordinator.engine.messages import DropSource, SourceFactor, ToEngine
 from coordinator.node_link import NodeLink
@@ -104,20 +105,19 @@ class Leases:
     def resume(self, node: NodeLink, message: Resume) -> None:
         """Answer a Resume: go on under a new session number, or refuse with a code."""
         lease = self._leases.get(LeaseId(message.lease_id))
-        if lease is None or lease.peer_id != node.peer_id or lease.is_released:
+        if not _may_resume(lease, node):
             node.post(_refusal(message, "unknown_lease", "the session has ended"))
             return
         position, committed = message.position, len(lease.session.token_ids)
         if not lease.session.prompt_length <= position <= committed:
             node.post(_refusal(message, "bad_position", f"{committed} tokens are committed"))
             return
-        if any(other is not lease for other in self._active(lease.session)):
-            node.post(_refusal(message, "taken", "another node drafts for the session now"))
+        if self._active(lease.session):
+            node.post(_refusal(message, "taken", "somebody drafts for the session already"))
             return
         if len(self.of_node(node)) >= node.max_sessions:
             node.post(_refusal(message, "full", f"the node takes {node.max_sessions} sessions"))
             return
-        self._detach(lease)
         lease.node, lease.session_no = node, node.new_session_no()
         lease.source = self._new_source(lease.session, node.peer_id)
         lease.tree_no = lease.ended_tree_no = 0
@@ -252,6 +252,12 @@ class Leases:
         self._next_source += 1
         session.nodes_by_source[self._next_source] = peer_id
         return self._next_source
+
+
+def _may_resume(lease: Lease | None, node: NodeLink) -> TypeGuard[Lease]:
+    if lease is None or lease.peer_id != node.peer_id or lease.is_released:
+        return False
+    return lease.session.is_live
 
 
 def _refusal(message: Resume, code: str, text: str) -> Refuse:

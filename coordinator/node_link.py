@@ -1,8 +1,8 @@
 """One connected node as the coordinator sees it: what is known of it, what it is yet to be told."""
 
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 import trio
 
@@ -11,10 +11,11 @@ from specedge_p2p.overlay.ports import Link
 from specedge_p2p.wire.build import merge_verdicts
 from specedge_p2p.wire.link_machine import LinkMachine
 from specedge_p2p.wire.messages import Close, CoordinatorMessage, Hello, Open, Prompt, Verdict
+from specedge_p2p.wire.states import LinkState
 
 MAX_VERDICTS_PER_FRAME = 64
-MAX_VERDICT_BYTES_PER_FRAME = 32 * 1024
-"""Of token ids; what else goes into the frame has room beside them."""
+VERDICT_BYTES_PER_FRAME = 32 * 1024
+"""No verdict is added beyond this: with one more and a chunk of a prompt, a frame still fits."""
 MAX_OUTBOX = 4096
 """Messages waiting for a node. One that reads so slowly loses its link."""
 
@@ -40,7 +41,7 @@ class NodeLink:
     num_accepted: int = 0
     is_too_slow: bool = False
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    """Everything that runs for this link; cancelled when the peer connects anew."""
+    """Everything that runs for this link; cancelled when the peer connects anew or is too slow."""
     _ping_nonce: int = 0
     _pinged_s: float = 0.0
     _last_session_no: int = 0
@@ -49,6 +50,9 @@ class NodeLink:
     _opening: Counter[int] = field(default_factory=Counter)
     """Queued Open and Prompt messages per session; verdicts of these wait."""
     _wake: trio.Event = field(default_factory=trio.Event)
+    _sending_since_s: float | None = None
+    _written: trio.Event = field(default_factory=trio.Event)
+    """Set while nothing waits to be sent, and for ever when the link has ended."""
 
     @property
     def peer_id(self) -> PeerId:
@@ -59,13 +63,14 @@ class NodeLink:
         return self._last_session_no
 
     def post(self, *messages: CoordinatorMessage) -> None:
-        """Queue messages in order. Beyond the limit the link is given up by `write_frames`."""
+        """Queue messages in order. Beyond the limit the link is given up."""
         if len(self._outbox) + len(messages) > MAX_OUTBOX:
-            self.is_too_slow = True
-        else:
-            self._outbox.extend(messages)
-            self._opening.update(m.session_no for m in messages if isinstance(m, Open | Prompt))
-        self._wake.set()
+            self.give_up()
+        if self.is_too_slow:
+            return
+        self._outbox.extend(messages)
+        self._opening.update(m.session_no for m in messages if isinstance(m, Open | Prompt))
+        self._touch()
 
     def post_verdict(self, verdict: Verdict) -> None:
         """Queue a verdict; it is merged with the session's last unsent one where both fit."""
@@ -75,7 +80,20 @@ class NodeLink:
             unsent[-1] = merged
         else:
             unsent.append(verdict)
-        self._wake.set()
+        self._touch()
+
+    def give_up(self) -> None:
+        """End the link of a node that does not read, also while a frame waits for room."""
+        self.is_too_slow = True
+        self.scope.cancel()
+
+    def stuck_s(self, now_s: float) -> float:
+        """For how long the frame that is being sent has found no room."""
+        return 0.0 if self._sending_since_s is None else now_s - self._sending_since_s
+
+    async def until_written(self) -> None:
+        """Wait until nothing is left to be sent, or the link has ended."""
+        await self._written.wait()
 
     def pinged(self, nonce: int, now_s: float) -> None:
         self._ping_nonce, self._pinged_s = nonce, now_s
@@ -92,23 +110,37 @@ class NodeLink:
         kept = [m for m in self._outbox if getattr(m, "session_no", None) != session_no]
         self._outbox = deque(kept)
 
-    async def write_frames(self) -> None:
-        """Send what is queued, for ever. Prompt chunks alternate with the verdicts of others.
+    async def write_frames(self, clock: Callable[[], float]) -> None:
+        """Send what is queued until the link ends. Prompt chunks alternate with verdicts of others.
 
-        Raises NodeTooSlow when the node has stopped reading, LinkClosed when it is gone.
+        Returns when the node has said goodbye or broken the protocol: nothing may be said any more.
+        Raises LinkClosed when the node is gone.
         """
-        while True:
-            messages = self._due_verdicts()
-            if self._outbox:
-                messages.extend(self._next_message())
-            if self.is_too_slow:
-                raise NodeTooSlow(f"{self.peer_id} does not read its messages")
-            messages = [message for message in messages if self._is_wanted(message)]
-            if messages:
-                await self.link.send(self.machine.send(*messages))
-            elif not self._outbox and not self._has_due_verdicts():
-                self._wake = trio.Event()
-                await self._wake.wait()
+        try:
+            while self.machine.state is not LinkState.CLOSED:
+                messages = self._next_messages()
+                if messages:
+                    self._sending_since_s = clock()
+                    await self.link.send(self.machine.send(*messages))
+                    self._sending_since_s = None
+                elif not self._outbox and not self._has_due_verdicts():
+                    self._wake = trio.Event()
+                    self._written.set()
+                    await self._wake.wait()
+        finally:
+            self._written.set()
+
+    def _touch(self) -> None:
+        """Something is to be sent."""
+        if self._written.is_set():
+            self._written = trio.Event()
+        self._wake.set()
+
+    def _next_messages(self) -> list[CoordinatorMessage]:
+        messages = self._due_verdicts()
+        if self._outbox:
+            messages.extend(self._next_message())
+        return [message for message in messages if self._is_wanted(message)]
 
     def _is_wanted(self, message: CoordinatorMessage) -> bool:
         """A node may have released the session while this waited."""
@@ -120,31 +152,31 @@ class NodeLink:
         return any(not self._opening[no] for no in self._verdicts)
 
     def _due_verdicts(self) -> list[CoordinatorMessage]:
-        """One verdict of each session, as far as one frame holds them; the rest come next.
-
-        Much waits at once when a slow link gets going again or a node resumes all its sessions.
-        """
-        due = [no for no in self._verdicts if not self._opening[no]][:MAX_VERDICTS_PER_FRAME]
-        sizes = accumulate(len(self._verdicts[no][0].token_ids) for no in due)
-        fits = [
-            no for no, size in zip(due, sizes, strict=True) if size <= MAX_VERDICT_BYTES_PER_FRAME
-        ]
-        return [self._next_verdict(no) for no in fits]
+        due: list[CoordinatorMessage] = []
+        num_bytes = 0
+        for session_no in [no for no in self._verdicts if not self._opening[no]]:
+            if len(due) == MAX_VERDICTS_PER_FRAME or num_bytes >= VERDICT_BYTES_PER_FRAME:
+                break
+            verdict = self._next_verdict(session_no)
+            num_bytes += len(verdict.token_ids)
+            due.append(verdict)
+        return due
 
     def _next_verdict(self, session_no: int) -> Verdict:
-        unsent = self._verdicts[session_no]
+        """Sessions take turns: one that has more to say goes to the end."""
+        unsent = self._verdicts.pop(session_no)
         verdict = unsent.popleft()
-        if not unsent:
-            del self._verdicts[session_no]
+        if unsent:
+            self._verdicts[session_no] = unsent
         return verdict
 
     def _next_message(self) -> list[CoordinatorMessage]:
-        message = self._outbox.popleft()
+        message = self._outbox[0]
+        if isinstance(message, Close) and message.session_no in self._verdicts:
+            return []  # what was committed comes before the end
+        self._outbox.popleft()
         if isinstance(message, Open | Prompt):
             self._opening[message.session_no] -= 1
         if isinstance(message, Close):
-            if message.session_no in self._verdicts:
-                self._outbox.appendleft(message)  # in a frame after the last verdict
-                return [self._next_verdict(message.session_no)]
             self._opening.pop(message.session_no, None)
         return [message]

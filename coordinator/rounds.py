@@ -68,10 +68,14 @@ class Rounds:
     def close(self, session: Session, reason: str) -> None:
         """Stop serving a session; what is not committed never existed. Idempotent."""
         if self._sessions.remove(session):
-            self._outbox.append(CloseSession(session.number))
-            self._leases.close(session, reason)
-            self._leases.rematch()
+            self._end(session, reason)
             self._wake.set()
+
+    def fail_all(self, refused: Refused) -> None:
+        """End every live session with an error."""
+        for session in self._sessions:
+            self._fail(session, refused)
+        self._wake.set()
 
     # --- plan ------------------------------------------------------------------------------------
 
@@ -108,7 +112,9 @@ class Rounds:
                 case StepDone() as step:
                     self._publish(step)
                 case SessionFailed(number, code, text):
-                    self._fail(number, Refused(503, code, text, retry_after_s=1))
+                    session = self._sessions.get(number)
+                    if session is not None:
+                        self._fail(session, Refused(503, code, text, retry_after_s=1))
                 case EngineDied():
                     self._num_in_flight = 0
                     self._bury_the_deadly()
@@ -131,12 +137,19 @@ class Rounds:
         self._leases.publish(session, committed)
         self._accounting.add(session, committed)
         self._load.add_round(committed, is_first=result.from_position == session.prompt_length)
+        if session.finish is not None:
+            self._end(session, session.finish)
         return len(committed.token_ids)
 
-    def _fail(self, number: int, refused: Refused) -> None:
-        session = self._sessions.get(number)
-        if session is not None:
-            session.fail(refused)
+    def _fail(self, session: Session, refused: Refused) -> None:
+        session.fail(refused)
+        self._end(session, refused.code)
+
+    def _end(self, session: Session, reason: str) -> None:
+        """Free the engine and the nodes of a session, though its client may be reading still."""
+        self._outbox.append(CloseSession(session.number))
+        self._leases.close(session, reason)
+        self._leases.rematch()
 
     def _bury_the_deadly(self) -> None:
         for session in self._sessions:

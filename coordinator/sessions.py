@@ -224,10 +224,6 @@ class Sessions:
         while self._live:
             await self._changed.wait()
 
-    def fail_all(self, refused: Refused) -> None:
-        for session in self:
-            session.fail(refused)
-
     def _notify(self) -> None:
         self._changed.set()
         self._changed = trio.Event()

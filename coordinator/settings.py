@@ -17,8 +17,6 @@ class Limits:
     """Most tree rows of one session in one step."""
     prefill_tokens: int = 256
     """Most prompt tokens that one step prefills over all sessions."""
-    steps_in_flight: int = 2
-    """One that runs and one that waits, so that the engine never does."""
 
 
 @dataclass(frozen=True, slots=True)

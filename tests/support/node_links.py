@@ -47,6 +47,6 @@ async def open_link(max_sessions: int = 64, name: str = "a") -> tuple[NodeLink, 
 async def write_all(node: NodeLink) -> None:
     """Until nothing is left to send."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(node.write_frames)
+        nursery.start_soon(node.write_frames, trio.current_time)
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
