@@ -51,6 +51,10 @@ class SwarmSettings:
     seed: int = 0
     allowed: frozenset[PeerId] = frozenset()
     limits: Limits = Limits()
+    max_context: int = 4096
+    """Of the target model."""
+    node_sessions: int = 8
+    """Sessions that a node takes."""
 
 
 @dataclass(slots=True)
@@ -95,7 +99,10 @@ class Swarm:
         self.books: dict[int, ReceiptBook] = {}
 
     def _core(self) -> EngineCore:
-        self.core = EngineCore(ToyModel(self.target, name=MODEL), trio.current_time)
+        self.core = EngineCore(
+            ToyModel(self.target, name=MODEL, max_context=self.settings.max_context),
+            trio.current_time,
+        )
         return self.core
 
     def _step_cost(self, num_rows: int, _num_sequences: int) -> float:
@@ -114,7 +121,7 @@ class Swarm:
                 draft_model="toy-draft",
                 model_fingerprint=bytes(16),
                 tokenizer_fingerprint=ToyText(VOCAB).fingerprint(),
-                max_sessions=8,
+                max_sessions=self.settings.node_sessions,
                 level_time_s=self.settings.level_time_s,
             ),
             self.books[number],
