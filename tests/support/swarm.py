@@ -34,6 +34,8 @@ from specedge_p2p.overlay.ports import DRAFT_PROTOCOL, OverlayError
 
 MODEL = "toy-target"
 VOCAB = 32
+ENDLESS = ToyParams(VOCAB, eos_bias=-100.0)
+"""A target that never ends by itself."""
 
 
 def identity(number: int) -> Identity:
