@@ -10,6 +10,7 @@ import trio
 from coordinator.assembly import Coordinator, Parts
 from coordinator.engine.core import EngineCore
 from coordinator.engine.inline import InlineEngine
+from coordinator.engine.settings import EngineLimits
 from coordinator.gateway.ports import (
     FinishEvent,
     GenerationRequest,
@@ -53,6 +54,7 @@ class SwarmSettings:
     seed: int = 0
     allowed: frozenset[PeerId] = frozenset()
     limits: Limits = Limits()
+    engine_limits: EngineLimits | None = None
 
 
 @dataclass(slots=True)
@@ -95,7 +97,8 @@ class Swarm:
         self.books: dict[int, ReceiptBook] = {}
 
     def _core(self) -> EngineCore:
-        return EngineCore(ToyModel(self.target, name=MODEL), trio.current_time)
+        model = ToyModel(self.target, name=MODEL)
+        return EngineCore(model, trio.current_time, self.settings.engine_limits)
 
     def _step_cost(self, num_rows: int, _num_sequences: int) -> float:
         return self.settings.step_time_s + num_rows * self.settings.row_time_s
