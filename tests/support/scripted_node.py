@@ -26,10 +26,12 @@ class ScriptedNode:
         self.machine = LinkMachine("node")
         self.heard: list[AnyMessage] = []
         self._unread: list[AnyMessage] = []
+        self._saying = trio.Lock()
 
     async def say(self, *messages: AnyMessage) -> None:
-        """All in one frame."""
-        await self.link.send(self.machine.send(*messages))
+        """All in one frame; frames leave in the order in which the machine knows them."""
+        async with self._saying:
+            await self.link.send(self.machine.send(*messages))
 
     async def hear(self, kind: type[_M], within_s: float = 30.0) -> _M:
         """The next message of a kind; what comes before it is kept in `heard` only."""
