@@ -10,6 +10,7 @@ import trio
 from coordinator.assembly import Coordinator, Parts
 from coordinator.engine.core import EngineCore
 from coordinator.engine.inline import InlineEngine
+from coordinator.engine.settings import EngineLimits
 from coordinator.gateway.ports import (
     FinishEvent,
     GenerationRequest,
@@ -34,6 +35,8 @@ from specedge_p2p.overlay.ports import DRAFT_PROTOCOL, OverlayError
 
 MODEL = "toy-target"
 VOCAB = 32
+ENDLESS = ToyParams(VOCAB, eos_bias=-100.0)
+"""A target that never ends by itself."""
 
 
 def identity(number: int) -> Identity:
@@ -55,6 +58,7 @@ class SwarmSettings:
     """Of the target model."""
     node_sessions: int = 8
     """Sessions that a node takes."""
+    engine_limits: EngineLimits | None = None
 
 
 @dataclass(slots=True)
@@ -99,10 +103,8 @@ class Swarm:
         self.books: dict[int, ReceiptBook] = {}
 
     def _core(self) -> EngineCore:
-        self.core = EngineCore(
-            ToyModel(self.target, name=MODEL, max_context=self.settings.max_context),
-            trio.current_time,
-        )
+        model = ToyModel(self.target, name=MODEL, max_context=self.settings.max_context)
+        self.core = EngineCore(model, trio.current_time, self.settings.engine_limits)
         return self.core
 
     def _step_cost(self, num_rows: int, _num_sequences: int) -> float:
