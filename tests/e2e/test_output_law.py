@@ -126,7 +126,7 @@ async def test_law1_output_with_nodes(
 async def test_law1_output_with_a_random_a_replaying_and_a_killed_node(
     site: Site, coordinator: Coordinator, expected: Expected
 ) -> None:
-    await site.node("random", coordinator, "--drafting", "random")
+    guessing = await site.node("random", coordinator, "--drafting", "random")
     await site.node("replay", coordinator, "--drafting", "replay")
     victim = await site.node("victim", coordinator)
     await coordinator.until_nodes(3)
@@ -143,9 +143,10 @@ async def test_law1_output_with_a_random_a_replaying_and_a_killed_node(
         await victim.child.process.wait()
     assert_equal(batches, expected)
     await coordinator.until_nodes(2)
-    useless = await run_all(coordinator)
-    assert_equal(useless, expected)
-    assert num_rounds(useless)[1] > 0, "the guesses of the useless nodes were not looked at"
+    assert_equal(await run_all(coordinator), expected)
+    # One is caught and loses its link each time, the other says nothing but what is legal.
+    assert "broke the protocol" in coordinator.log()
+    assert "the link ended" not in guessing.log()
 
 
 async def test_law3_critical_path_has_no_more_rounds_with_useless_nodes(
@@ -153,17 +154,11 @@ async def test_law3_critical_path_has_no_more_rounds_with_useless_nodes(
 ) -> None:
     await site.node("useless", coordinator, "--drafting", "random")
     await coordinator.until_nodes(3)
-    useless = await run_all(coordinator)
-    alone = await run_all(coordinator, volunteers="none")
-    print("rounds with useless nodes", num_rounds(useless), "alone", num_rounds(alone))
+    useless = num_rounds(await run_all(coordinator))
+    alone = num_rounds(await run_all(coordinator, volunteers="none"))
     # What the n-gram guess is worth is learned as steps go by, so equal runs differ a little.
-    assert num_rounds(useless)[0] <= 1.03 * num_rounds(alone)[0]
+    assert useless <= 1.03 * alone
 
 
-def num_rounds(batches: dict[float, Batch]) -> tuple[int, int]:
-    """Of all sessions together, and those in which rows of a node were judged."""
-    generations = [each for batch in batches.values() for each in batch.generations]
-    return (
-        sum(each.num_rounds for each in generations),
-        sum(each.num_drafted_rounds for each in generations),
-    )
+def num_rounds(batches: dict[float, Batch]) -> int:
+    return sum(each.num_rounds for batch in batches.values() for each in batch.generations)
