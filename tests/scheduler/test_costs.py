@@ -11,6 +11,7 @@ def test_a_row_costs_what_the_engine_would_have_committed_in_its_time() -> None:
     assert math.isclose(costs.row_price(200.0), 0.02)
     assert costs.row_price(0.0) == LEAST_ROW_PRICE
     assert costs.row_price(1e9) == 1.0
+    # a fit may come out negative
     assert (
         StepCosts(0.04, -0.001).row_price(200.0) == LEAST_ROW_PRICE
     )  # a fit may come out negative
