@@ -6,51 +6,18 @@ from trio.testing import MockClock
 
 from coordinator.engine.messages import EntryResult, TokenSource
 from coordinator.gateway.ports import FinishEvent, GuessedToken, Refused, TextEvent
-from coordinator.sessions import Session, Sessions
-from coordinator.target_text import StoppedText
+from coordinator.sessions import Sessions
 from specedge_p2p.lm.toy_text import ToyText
-from specedge_p2p.names import PeerId, SessionId
-from specedge_p2p.noise import noise_key
-from tests.support.swarm import VOCAB, request
-
-ANNA, BEN = PeerId("anna"), PeerId("ben")
-
-
-def session(number: int = 1, stop: tuple[str, ...] = ()) -> Session:
-    asked = request("prompt", 50, 0.0, 0)
-    return Session(
-        number=number,
-        session_id=SessionId(f"s{number}"),
-        request=asked,
-        noise_key=noise_key(bytes(16), asked.prompt_ids),
-        max_tokens=50,
-        text=StoppedText(ToyText(VOCAB), stop),
-        opened_s=0.0,
-        nodes_by_source={7: ANNA, 8: BEN},
-    )
-
-
-def result(
-    of: Session, token_ids: list[int], sources: list[int] | None = None, **fields: object
-) -> EntryResult:
-    given = sources or [0] * len(token_ids)
-    return EntryResult(
-        session=of.number,
-        from_position=len(of.token_ids),
-        token_ids=token_ids,
-        sources=[TokenSource(source) for source in given],
-        num_rows=3,
-        num_source_rows=sum(1 for source in given if source),
-        **fields,  # type: ignore[arg-type]
-    )
+from tests.support.sessions import ANNA, ANNAS, BEN, BENS, result, session
+from tests.support.swarm import VOCAB
 
 
 async def test_commit_tells_tokens_text_and_who_guessed_them(autojump_clock: MockClock) -> None:
     one = session()
     one.commit(result(one, [4]))
-    committed = one.commit(result(one, [5, 6, 7], [7, 8, 0]))
+    committed = one.commit(result(one, [5, 6, 7], [ANNAS, BENS, 0]))
     assert committed.from_position == one.prompt_length + 1
-    assert committed.accepted_by_source == {7: 1, 8: 1}
+    assert committed.accepted_by_source == {ANNAS: 1, BENS: 1}
     (event,) = await one.events()
     assert isinstance(event, TextEvent)
     guessers = ("", ANNA, BEN, "")
@@ -67,7 +34,7 @@ async def test_the_ngram_guess_is_named_only_where_no_node_had_it() -> None:
         1,
         one.prompt_length,
         [4, 5],
-        [TokenSource(ngram=True), TokenSource(7, ngram=True)],
+        [TokenSource(ngram=True), TokenSource(ANNAS, ngram=True)],
         num_rows=2,
         num_source_rows=1,
     )
@@ -96,7 +63,7 @@ async def test_a_stop_string_cuts_what_comes_after_it(num_apart: int) -> None:
     for at in range(0, len(tokens), num_apart):
         if one.is_live:
             part = tokens[at : at + num_apart]
-            one.commit(result(one, part, [7] * len(part)))
+            one.commit(result(one, part, [ANNAS] * len(part)))
     assert one.finish == "stop"
     assert one.token_ids[one.prompt_length :] == [4, 5, 6, 7]
     assert one.accepted_by_node == {ANNA: 4}

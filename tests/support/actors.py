@@ -129,9 +129,7 @@ class ClientActor:
         self.noise_key = b""
 
     async def run(self, max_tokens: int, waits_s: float, patience_s: float) -> None:
-        asked = replace(
-            request(self._prompt, max_tokens, 0.8, self._seed), volunteers=self.volunteers
-        )
+        asked = request(self._prompt, max_tokens, 0.8, self._seed, self.volunteers)
         tokens: list[int] = []
         try:
             with trio.move_on_after(patience_s):
