@@ -94,7 +94,7 @@ async def test_an_engine_that_never_starts(autojump_clock: MockClock) -> None:
 async def test_a_dead_database_stops_neither_answers_nor_nodes(autojump_clock: MockClock) -> None:
     async with running_swarm(drafts=[draft()], target=ENDLESS) as swarm:
         record, read = swarm.ledger.record, swarm.ledger.receipts_after
-        swarm.ledger.record = away  # type: ignore[method-assign]
+        swarm.ledger.record = away  # type: ignore[method-assign,assignment]
         swarm.ledger.receipts_after = away  # type: ignore[method-assign,assignment]
         for prompt in ("one", "two"):
             got = await swarm.generate(prompt, max_tokens=100)
@@ -116,7 +116,7 @@ async def away(*_: Sequence[Contribution]) -> tuple[SignedReceipt, ...]:
 
 async def test_drain_with_a_dead_database_ends(autojump_clock: MockClock) -> None:
     async with running_swarm(drafts=[draft()], target=ENDLESS) as swarm:
-        swarm.ledger.record = away  # type: ignore[method-assign]
+        swarm.ledger.record = away  # type: ignore[method-assign,assignment]
         errors: list[Refused] = []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(generate_until_refused, swarm, errors)

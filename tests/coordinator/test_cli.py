@@ -2,21 +2,15 @@
 
 import json
 import socket
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-import trio
 from typer.testing import CliRunner, Result
 
 from coordinator import main
 from coordinator.cli import app
-from coordinator.engine.client import ProcessEngine
-from coordinator.engine.settings import EngineSettings, RespawnPolicy
-from coordinator.settings import CoordinatorSettings
 from specedge_p2p.identity.keys import Identity
+from tests.support.toy_coordinator import toy_engine
 
 PROGRAM = "specedge-coordinator: "
 
@@ -77,18 +71,6 @@ def test_a_busy_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         port = str(taken.getsockname()[1])
         listen = ("--listen", "/ip4/127.0.0.1/tcp/0")
         assert_clear(call("serve", "--home", tmp_path, "--port", port, *listen), port)
-
-
-@asynccontextmanager
-async def toy_engine(settings: CoordinatorSettings, model: str = "toy") -> AsyncIterator[object]:
-    """A real engine process, without the real model."""
-    command = (sys.executable, "-m", "tests.support.toy_engine")
-    policy = RespawnPolicy(max_quick_deaths=2, first_wait_s=0.01)
-    engine = ProcessEngine(EngineSettings(model=model, device="cpu"), policy, command)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(engine.run)
-        yield engine
-        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(("model", "text"), [("missing", "no model named missing"), ("dies", "")])

@@ -256,7 +256,7 @@ async def test_a_dead_ledger_does_not_keep_nodes_away(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running_swarm() as swarm, scripted_node(swarm) as node:
-        swarm.ledger.receipts_after = _unavailable  # type: ignore[method-assign]
+        swarm.ledger.receipts_after = _unavailable  # type: ignore[method-assign,assignment]
         await node.greet()
         await node.say(ReceiptRequest(0))
         await node.hear(Ping)

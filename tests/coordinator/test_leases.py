@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from coordinator.gateway.ports import FinishEvent
+from coordinator.gateway.ports import FinishEvent, Volunteers
 from specedge_p2p.overlay.memory import MemoryOverlay
 from specedge_p2p.wire.messages import (
     Capacity,
@@ -29,7 +29,7 @@ PROMPT = "a long story"
 
 @asynccontextmanager
 async def drafting(
-    settings: SwarmSettings | None = None, volunteers: str = "any"
+    settings: SwarmSettings | None = None, volunteers: Volunteers = "any"
 ) -> AsyncIterator[tuple[Swarm, MemoryOverlay]]:
     """A swarm with one session that does not end by itself, and a node that has yet to dial."""
     async with running_swarm(settings, target=ENDLESS) as swarm, trio.open_nursery() as nursery:
