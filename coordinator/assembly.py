@@ -78,7 +78,10 @@ class Coordinator:
             self.leases,
             self.accounting,
             StepPolicy(
-                PlanLimits(limits.max_rows, limits.max_sessions, limits.prefill_tokens), clock
+                PlanLimits(
+                    limits.max_rows, limits.max_sessions, limits.prefill_tokens, limits.has_ngram
+                ),
+                clock,
             ),
             self.load,
             self._on_ready,

@@ -105,6 +105,10 @@ def serve(
         float,
         typer.Option(min=0.0, max=10.0, help="For measuring: pad engine steps to these seconds."),
     ] = 0.0,
+    ngram: Annotated[
+        bool,
+        typer.Option("--ngram/--no-ngram", hidden=True, help="For measuring: guess from the text."),
+    ] = True,
     home: HomeOption = DEFAULT_HOME,
     database_url: DatabaseOption = "",
     ready_fd: Annotated[
@@ -140,7 +144,7 @@ def serve(
             require_keys=require_keys,
             allowed_nodes=frozenset(_peer_id(text) for text in allow or ()),
             draft_models=tuple(suggest or (("demo-draft",) if model == "demo-target" else ())),
-            limits=Limits(max_sessions=max_sessions),
+            limits=Limits(max_sessions=max_sessions, has_ngram=ngram),
         )
         start_logging()
         trio.run(run_coordinator, settings, ready_fd)

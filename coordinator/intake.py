@@ -190,6 +190,7 @@ class Intake:
             if scope.cancelled_caught:
                 log.info("node %s was silent for %g s", node.peer_id, deadline_s)
                 return
+            self._leases.num_bytes_received += len(frame)
             messages = node.machine.receive(frame)
             for message in messages:
                 if isinstance(message, Goodbye):

@@ -64,6 +64,8 @@ class Leases:
         self._nodes: dict[PeerId, NodeLink] = {}
         self._leases: dict[LeaseId, Lease] = {}
         self._next_source = 0
+        self.num_bytes_received = 0
+        """In frames of all nodes since the start."""
         self.max_context = 0
         """Of the target model; set when the engine is ready."""
         self.engine_outbox: list[ToEngine] = []

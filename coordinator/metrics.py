@@ -27,6 +27,9 @@ class NetworkCollector(Collector):
         for name, text, total in (
             ("committed_tokens", "Tokens committed", network.num_tokens),
             ("accepted_tokens", "Tokens that a node had guessed", network.num_accepted),
+            ("rounds", "Verification rounds", network.num_rounds),
+            ("engine_seconds", "Time in engine steps", network.engine_s),
+            ("node_bytes", "Bytes received from nodes", network.num_node_bytes),
             ("engine_restarts", "Engine processes brought back", network.num_engine_restarts),
         ):
             yield CounterMetricFamily(f"specedge_{name}", text, total)

@@ -15,6 +15,8 @@ class Limits:
     max_nodes: int = 512
     max_rows: int = 8
     """Most tree rows of one session in one step."""
+    has_ngram: bool = True
+    """Whether the engine guesses from a session's own text; only measurements do without."""
     prefill_tokens: int = 256
     """Most prompt tokens that one step prefills over all sessions."""
 

@@ -42,6 +42,9 @@ class Status:
             acceptance_length=load.acceptance_length,
             nodes=tuple(self._node(node) for node in self._leases.nodes),
             sessions=tuple(self._session(session) for session in self._sessions),
+            engine_s=load.engine_s,
+            num_rounds=load.num_rounds,
+            num_node_bytes=self._leases.num_bytes_received,
         )
 
     def _node(self, node: NodeLink) -> NodeView:

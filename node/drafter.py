@@ -82,6 +82,8 @@ class _Session:
     limit: int
     """No vertex stands at or beyond this position."""
     vocab_size: int
+    """Of the target. The draft model's may be larger or smaller."""
+    largest_token: int
     cache: DraftCache = field(default_factory=DraftCache)
     is_paused: bool = False
     """No cache for more rows until a verdict frees some."""
@@ -144,6 +146,7 @@ class Drafter:
             tree=GrowingTree(len(tokens), tokens[-1], settings, limit),
             limit=limit,
             vocab_size=request.vocab_size,
+            largest_token=max(tokens),
         )
 
     def resume(self, session_no: int, wishes: GrowthWishes) -> None:
@@ -159,6 +162,7 @@ class Drafter:
         if not token_ids:
             return is_hit
         session.tokens.extend(token_ids)
+        session.largest_token = max(session.largest_token, *token_ids)
         session.is_paused = False
         session.num_verdicts += 1
         session.num_hits += is_hit
@@ -212,8 +216,8 @@ class Drafter:
         prefill_left = self._settings.prefill_rows
         plan = []
         for session in list(self._sessions.values()):
-            if len(session.tokens) > self._model.info.max_context:
-                self._shed(session, "the session outgrew the draft model's context", shed)
+            if reason := self._why_not(session):
+                self._shed(session, reason, shed)
                 continue
             if session.is_paused or len(session.tokens) >= session.limit:
                 continue
@@ -226,6 +230,15 @@ class Drafter:
             if entry is not None:
                 plan.append(entry)
         return plan
+
+    def _why_not(self, session: _Session) -> str:
+        """Why the draft model cannot go on with a session, "" if it can."""
+        info = self._model.info
+        if len(session.tokens) > info.max_context:
+            return "the session outgrew the draft model's context"
+        if session.largest_token >= info.vocab_size:
+            return "the session has a token that the draft model does not know"
+        return ""
 
     def _plan_prefill(self, session: _Session, max_rows: int) -> _Entry | None:
         start = session.cache.num_prefix

@@ -46,6 +46,11 @@ class NetworkView:
     acceptance_length: float | None
     nodes: tuple[NodeView, ...]
     sessions: tuple[SessionView, ...]
+    engine_s: float = 0.0
+    """Time that the engine spent in steps since the start."""
+    num_rounds: int = 0
+    num_node_bytes: int = 0
+    """Received from nodes since the start."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,7 +184,11 @@ class EngineCore:
         works = self._bind(batch)
         bound_s = self._clock()
         works, choices = self._forward(works)
-        results = [self._settle(work, chosen) for work, chosen in zip(works, choices, strict=True)]
+        results = [
+            self._settle(work, chosen)
+            for work, chosen in zip(works, choices, strict=True)
+            if self._is_sound(work, chosen)
+        ]
         return StepDone(
             step_no=batch.step_no,
             started_s=started_s,
@@ -260,6 +264,16 @@ class EngineCore:
         if self._model.num_prefix_rows(number) != work.session.num_rows:
             raise ModelError("the failed step left the session's cache in an unknown state")
         return self._model.choose([work.rows])
+
+    def _is_sound(self, work: Work, choices: TokenIds) -> bool:
+        """Whether tokens were chosen; logits that are no numbers choose none.
+
+        Committed, such a choice would kill this engine and every one that takes the session over.
+        """
+        is_sound = not len(choices) or int(choices.max()) < self._model.info.vocab_size
+        if not is_sound:
+            self._fail(work.session, "model_error", "the model's logits are not numbers")
+        return is_sound
 
     def _settle(self, work: Work, choices: TokenIds) -> EntryResult:
         session = work.session

@@ -80,7 +80,7 @@ class VerificationBatch(EngineMessage, frozen=True, array_like=True, tag=5):
     Args:
         row_price: expected tokens that one more row must bring.
         ngram_hit_rates: probability that the next token of an n-gram guess is right, per order in
-            NGRAM_ORDERS.
+            NGRAM_ORDERS. Without any the engine does not guess.
         prefill_tokens: most prompt tokens that this step may prefill over all its sessions.
     """
 

@@ -34,7 +34,7 @@ def prefill_work(session: EngineSession, share: int) -> Work:
 
 
 def tree_work(session: EngineSession, entry: StepEntry, batch: VerificationBatch) -> Work:
-    guess = session.guess()
+    guess = session.guess() if batch.ngram_hit_rates else NO_GUESS
     bound = session.bind(entry, batch, guess)
     return Work(session, tree_rows(session.number, session.num_rows, bound), bound, guess)
 

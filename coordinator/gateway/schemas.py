@@ -16,6 +16,8 @@ from specedge_p2p.lm.ports import SamplingParams
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARS = 256
 MAX_MESSAGES = 4096
+LEAST_TEMPERATURE = 1e-5
+"""What is colder is greedy."""
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 TokenId = Annotated[int, Field(ge=0, lt=2**24)]
@@ -146,8 +148,10 @@ class _GenerationFields(_Strict):
 
     def sampling(self) -> SamplingParams:
         temperature = 1.0 if self.temperature is None else self.temperature
-        if self.top_p == 0:
-            temperature = 0.0  # an empty nucleus: only the best token is left
+        # An empty nucleus leaves only the best token, as does a temperature by which logits could
+        # not be divided: in float32 they would overflow, and 0 / 0 is no token at all.
+        if self.top_p == 0 or temperature < LEAST_TEMPERATURE:
+            temperature = 0.0
         return SamplingParams(
             temperature=temperature,
             top_k=max(0, self.top_k or 0),

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from coordinator.engine.messages import NGRAM_ORDERS
 
+LEAST_ROW_PRICE = 0.02
+"""However cheap a row looked when the device was measured alone: it is never quite free."""
 _BELIEF_GUESSES = 8.0
 """The initial rates weigh as much as this many guesses."""
 
@@ -28,7 +30,7 @@ class StepCosts:
         Args:
             tokens_per_s: committed tokens per second of engine time.
         """
-        return min(1.0, max(0.0, tokens_per_s * self.row_time_s))
+        return min(1.0, max(LEAST_ROW_PRICE, tokens_per_s * self.row_time_s))
 
 
 class Throughput:

@@ -34,11 +34,13 @@ class PlanLimits:
         max_rows: most tree rows of one session.
         max_sessions: most sessions in one step.
         prefill_tokens: most prompt tokens that one step may prefill.
+        has_ngram: whether the engine adds its own n-gram guesses.
     """
 
     max_rows: int = 8
     max_sessions: int = 256
     prefill_tokens: int = 512
+    has_ngram: bool = True
 
 
 def plan(
@@ -65,6 +67,6 @@ def plan(
         step_no=step_no,
         entries=[StepEntry(s.session, limits.max_rows, list(s.sources)) for s in chosen],
         row_price=costs.row_price,
-        ngram_hit_rates=list(costs.ngram_hit_rates),
+        ngram_hit_rates=list(costs.ngram_hit_rates) if limits.has_ngram else [],
         prefill_tokens=limits.prefill_tokens,
     )

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import trio
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 
 from specedge_p2p.demo.client import PROMPTS, Batch, Sampling, run_batch
@@ -34,6 +34,16 @@ class DemoOptions:
     database_url: str
     once: bool
     as_json: bool
+
+
+@dataclass(slots=True)
+class LastBatch:
+    """What to show while tokens come in."""
+
+    batch: Batch | None = None
+
+    def keep(self, batch: Batch) -> None:
+        self.batch = batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,14 +165,14 @@ async def _serve_prompts(
     console.print("measuring without nodes …")
     baseline = await run_batch(gateway, options.prompts, options.sampling, "none")
     palette = Palette(Tokenizer.load("demo-target"))
-    with Live(console=console, refresh_per_second=8, transient=True) as live:
-        batch = await run_batch(
-            gateway,
-            options.prompts,
-            options.sampling,
-            "any",
-            lambda batch: live.update(palette.batch(batch)),
-        )
+    shown = LastBatch()
+
+    def show() -> RenderableType:
+        return "" if shown.batch is None else palette.batch(shown.batch)
+
+    # Drawn when the screen asks for it: a picture per token would cost the network its cores.
+    with Live(get_renderable=show, console=console, refresh_per_second=8, transient=True):
+        batch = await run_batch(gateway, options.prompts, options.sampling, "any", shown.keep)
     console.print(palette.batch(batch))
     network.check()
     return batch, baseline

@@ -16,6 +16,8 @@ from specedge_p2p.noise import NoiseKey, key_words
 
 _MASK = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B1
+NUM_RANKED = 64
+"""Tokens of a row that may become children when noise is drawn."""
 _SLICE_ELEMENTS_CPU, _SLICE_ELEMENTS = 1 << 16, 1 << 24
 """Rows are taken in slices of so many logits: on a CPU hashes then stay in its cache, on a GPU they
 need bounded memory."""
@@ -47,14 +49,36 @@ def choose_tokens(logits: Tensor, draws: Draws) -> Tensor:
 def rank_children(logits: Tensor, draws: Draws, branch_width: int) -> tuple[Tensor, Tensor]:
     """Token ids int64 and log-probabilities float32 [R, branch_width], best first.
 
-    The score of a child is log softmax(log p / T + noise); without noise at temperature 0.
+    The score of a child is log softmax(log p / T + noise); without noise at temperature 0. Only
+    the likeliest tokens get noise: that of a whole vocabulary would take a third of a draft level,
+    and what stands further behind is next to never chosen.
     """
-    best = [
-        torch.log_softmax(_scores(part, d, filtered=False), -1).topk(branch_width, -1)
-        for part, d in _slices(logits, draws)
-    ]
-    log_probs = torch.cat([part.values for part in best]).clamp(max=0).float()
-    return torch.cat([part.indices for part in best]), log_probs
+    num_ranked = max(NUM_RANKED, branch_width)
+    if num_ranked >= logits.shape[1] or all(s.temperature <= 0 for s in draws.sampling):
+        token_ids, ranked = None, logits
+    else:
+        ranked, token_ids = logits.topk(num_ranked, -1)
+    scores = ranked if ranked.dtype == torch.float64 else ranked.float()
+    noisy = [i for i, sampling in enumerate(draws.sampling) if sampling.temperature > 0]
+    if noisy:
+        rows = torch.tensor(noisy, device=logits.device)
+        ids = torch.arange(logits.shape[1], device=logits.device)
+        ids = ids[None] if token_ids is None else token_ids[rows]
+        noise = gumbel(_row_hashes(draws, noisy, ids), scores.dtype)
+        temperatures = [draws.sampling[i].temperature for i in noisy]
+        divided = scores[rows] / _column(temperatures, scores)
+        scores = scores.index_copy(0, rows, divided + noise)
+    best = torch.log_softmax(scores, -1).topk(branch_width, -1)
+    indices = best.indices if token_ids is None else token_ids.gather(1, best.indices)
+    return indices, best.values.clamp(max=0).float()
+
+
+def _row_hashes(draws: Draws, rows: Sequence[int], token_ids: Tensor) -> Tensor:
+    device = token_ids.device
+    words = torch.tensor([key_words(draws.keys[i]) for i in rows], device=device)
+    return token_hashes(
+        words, torch.tensor([draws.positions[i] for i in rows], device=device), token_ids
+    )
 
 
 def token_hashes(words: Tensor, positions: Tensor, token_ids: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from coordinator.engine.messages import NGRAM_ORDERS, EntryResult, Ready, Source
 from coordinator.policy import StepPolicy
 from coordinator.scheduler.plan import PlanLimits
 from coordinator.sessions import Session
-from tests.support.sessions import session
+from tests.support.results import session
 
 READY = Ready("toy", 32, 4096, [1], "float64", bytes(16), step_time_s=0.04, row_time_s=0.001)
 

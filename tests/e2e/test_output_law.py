@@ -77,16 +77,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def coordinator(site: Site) -> Coordinator:
-    return trio.run(site.coordinator)
+    # The padding stands for a bigger model: it leaves nodes the time that they have there.
+    return trio.run(site.coordinator, "output", "--step-floor", "0.03")
 
 
-async def run_all(coordinator: Coordinator, watch: Watch | None = None) -> dict[float, Batch]:
+async def run_all(
+    coordinator: Coordinator, watch: Watch | None = None, volunteers: str = "any"
+) -> dict[float, Batch]:
     """Ten prompts at both temperatures, all twenty sessions at once."""
     batches: dict[float, Batch] = {}
 
     async def run(temperature: float, watch: Watch | None) -> None:
         sampling = Sampling(MAX_TOKENS, temperature, SEED)
-        batches[temperature] = await generate(coordinator, PROMPTS, sampling, watch=watch)
+        batches[temperature] = await generate(coordinator, PROMPTS, sampling, volunteers, watch)
 
     async with trio.open_nursery() as nursery:
         for temperature in TEMPERATURES:
@@ -140,3 +143,27 @@ async def test_law1_output_with_a_random_a_replaying_and_a_killed_node(
         await victim.child.process.wait()
     assert_equal(batches, expected)
     await coordinator.until_nodes(2)
+    useless = await run_all(coordinator)
+    assert_equal(useless, expected)
+    assert num_rounds(useless)[1] > 0, "the guesses of the useless nodes were not looked at"
+
+
+async def test_law3_critical_path_has_no_more_rounds_with_useless_nodes(
+    site: Site, coordinator: Coordinator
+) -> None:
+    await site.node("useless", coordinator, "--drafting", "random")
+    await coordinator.until_nodes(3)
+    useless = await run_all(coordinator)
+    alone = await run_all(coordinator, volunteers="none")
+    print("rounds with useless nodes", num_rounds(useless), "alone", num_rounds(alone))
+    # What the n-gram guess is worth is learned as steps go by, so equal runs differ a little.
+    assert num_rounds(useless)[0] <= 1.03 * num_rounds(alone)[0]
+
+
+def num_rounds(batches: dict[float, Batch]) -> tuple[int, int]:
+    """Of all sessions together, and those in which rows of a node were judged."""
+    generations = [each for batch in batches.values() for each in batch.generations]
+    return (
+        sum(each.num_rounds for each in generations),
+        sum(each.num_drafted_rounds for each in generations),
+    )

@@ -174,6 +174,18 @@ def test_ignored_ends_of_sequence_do_not_end() -> None:
     assert EOS in run.tokens[1]
 
 
+def test_no_row_is_spent_where_its_choice_could_not_stand() -> None:
+    run = make_run()
+    run.open(open_session(1, PROMPT, max_tokens=4))
+    run.step(batch([1]))
+    right = decode(PROMPT)
+    run.core.handle(vertices(1, 5, len(PROMPT) + 1, right[1:4]))
+    done = run.step(batch([1], sources=[5], hit_rates=[0, 0, 0], row_price=0.01))
+    # Three tokens are left: two guesses and the bonus token.
+    assert [(result.num_rows, result.finish) for result in done.results] == [(2, "length")]
+    assert run.tokens[1] == PROMPT + right[:4]
+
+
 def test_the_context_limit_ends_before_anything_is_reported() -> None:
     run = make_run(max_context=len(PROMPT) + 5)
     run.open(open_session(1, PROMPT, max_tokens=100))
@@ -641,6 +653,30 @@ def test_a_model_error_costs_the_session_that_raises_it() -> None:
     run.finish_all()
     for session in (1, 3):
         assert run.tokens[session] == PROMPT + decode(PROMPT)
+
+
+class Nonsense(ToyModel):
+    """Chooses no token in the second step of sequence 1, as a model whose logits are NaN would."""
+
+    def choose(self, batch: Sequence[Rows]) -> list[TokenIds]:
+        choices = super().choose(batch)
+        for rows, chosen in zip(batch, choices, strict=True):
+            if rows.sequence == 1 and rows.positions[0] > 0:
+                chosen[:] = self.info.vocab_size
+        return choices
+
+
+def test_logits_that_are_no_numbers_cost_the_session_and_not_the_engine() -> None:
+    core = EngineCore(Nonsense(ToyParams(eos_bias=-100.0)), Clock())
+    for number in (1, 2):
+        core.handle(open_session(number, PROMPT, max_tokens=4))
+    core.step(batch([1, 2]))
+    done = core.step(batch([1, 2]))
+    assert [result.session for result in done.results] == [2]
+    assert [(failed.session, failed.code) for failed in core.take_failures()] == [
+        (1, "model_error")
+    ]
+    assert [result.session for result in core.step(batch([1, 2])).results] == [2]
 
 
 def test_a_failed_step_that_wrote_rows_is_not_built_upon() -> None:

@@ -15,6 +15,7 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
         ({"temperature": 0}, SamplingParams(temperature=0)),
         ({"top_k": -1}, SamplingParams(top_k=0)),
         ({"top_p": 0}, SamplingParams(temperature=0)),
+        ({"temperature": 1e-9, "top_p": 0.5}, SamplingParams(temperature=0, top_p=0.5)),
         ({"top_p": 0.5, "min_p": 0.1}, SamplingParams(top_p=0.5, min_p=0.1)),
     ],
 )

@@ -20,7 +20,7 @@ PARAMS = st.builds(
     SamplingParams,
     temperature=st.sampled_from([0.0, 0.3, 0.8, 1.0, 1.7]),
     top_k=st.sampled_from([0, 1, 5, 60]),
-    top_p=st.sampled_from([1.0, 0.9, 0.5, 0.01]),
+    top_p=st.sampled_from([1.0, 0.9, 0.5, 0.01, 0.0]),
     min_p=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
 )
 
@@ -72,6 +72,19 @@ def test_choices_and_children_equal_the_plain_form(
         np.testing.assert_allclose(log_probs[i].numpy(), best[1], atol=1e-6)
         if sampling.temperature > 0 or not is_coarse:
             assert ids[i].tolist() == best[0].tolist()
+
+
+def test_children_of_a_large_vocabulary_are_drawn_from_its_likely_tokens() -> None:
+    """A text model's logits fall so fast that what is left out is never among the best."""
+    logits = np.random.default_rng(5).permutation(-0.5 * np.arange(1000.0))
+    params = [SamplingParams(0.7), SamplingParams(0.0), SamplingParams(1.0)]
+    keys = [noise.noise_key(noise.seed_bytes(i), [1, 2]) for i in range(3)]
+    rows = torch.from_numpy(np.stack([logits] * 3))
+    ids, log_probs = torch_rank(rows, Draws(params, keys, [9, 10, 11]), 7)
+    for i, sampling in enumerate(params):
+        best = rank_children(logits, sampling.temperature, keys[i], 9 + i, 7)
+        assert ids[i].tolist() == best[0].tolist()
+        np.testing.assert_allclose(log_probs[i].numpy(), best[1], atol=1e-5)
 
 
 @given(params=PARAMS, seed=st.integers(0, 2**32 - 1))

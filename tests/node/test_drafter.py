@@ -334,3 +334,17 @@ def test_a_number_in_use_or_an_empty_prompt_is_refused() -> None:
     drafter.close(1)
     drafter.close(1)
     assert drafter.session_nos == ()
+
+
+def test_a_session_with_tokens_that_the_draft_model_lacks_is_given_up() -> None:
+    """Vocabularies of one family may differ in their padding: 29 is no token of this draft."""
+    drafter = Drafter(ToyModel(ToyParams(vocab_size=28, eos_bias=-60.0)))
+    drafter.open(1, request())
+    drafter.open(2, request([2, 3, 29]))
+    drafter.open(3, request())
+    assert [gone.session_no for gone in drafter.level().shed] == [2]
+    drafter.commit(3, [5, 29, 6])
+    done = drafter.level()
+    assert [gone.session_no for gone in done.shed] == [3]
+    assert done.num_rows
+    assert drafter.session_nos == (1,)

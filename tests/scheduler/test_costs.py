@@ -3,15 +3,17 @@ import math
 import pytest
 
 from coordinator.engine.messages import NGRAM_ORDERS
-from coordinator.scheduler.costs import Costs, NgramRates, StepCosts, Throughput
+from coordinator.scheduler.costs import LEAST_ROW_PRICE, Costs, NgramRates, StepCosts, Throughput
 
 
 def test_a_row_costs_what_the_engine_would_have_committed_in_its_time() -> None:
     costs = StepCosts(step_time_s=0.04, row_time_s=0.0001)
     assert math.isclose(costs.row_price(200.0), 0.02)
-    assert costs.row_price(0.0) == 0.0
+    assert costs.row_price(0.0) == LEAST_ROW_PRICE
     assert costs.row_price(1e9) == 1.0
-    assert StepCosts(0.04, -0.001).row_price(200.0) == 0.0  # a fit may come out negative
+    assert (
+        StepCosts(0.04, -0.001).row_price(200.0) == LEAST_ROW_PRICE
+    )  # a fit may come out negative
 
 
 def test_throughput_begins_with_a_belief_and_follows_what_is_measured() -> None:

@@ -108,7 +108,10 @@ class NodeActor:
 
 def _new_tree(node: ScriptedNode, session_no: int) -> AnyMessage | None:
     view = node.machine.session(session_no)
-    if node.machine.room(session_no, view.tree_no + 1) < 2:
+    ends = [
+        m.max_position for m in node.heard if isinstance(m, Open) and m.session_no == session_no
+    ]
+    if node.machine.room(session_no, view.tree_no + 1) < 2 or view.num_committed + 2 > ends[0]:
         return None
     return proposal(
         [5, 6],

@@ -97,10 +97,11 @@ class Coordinator:
 
     async def metric(self, name: str) -> float:
         async with httpx.AsyncClient(base_url=self.gateway, timeout=10) as client:
-            for line in (await client.get("/metrics")).text.splitlines():
-                if line.startswith(f"{name} "):
-                    return float(line.split()[1])
-        raise AssertionError(f"no metric {name}")
+            answer = (await client.get("/metrics")).raise_for_status()
+        for line in answer.text.splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.split()[1])
+        raise AssertionError(f"no metric {name} in {answer.text}")
 
     async def num_nodes(self) -> int:
         return int(str((await self.health())["num_nodes"]))
@@ -148,9 +149,16 @@ class Site:
         home = self.folder / name
         told = () if coordinator is None else ("--coordinator", coordinator.address)
         command = ["-m", "node.cli", "join", "--home", str(home), "--threads", "1", *told]
-        child = await spawn(name, [*command, *arguments], self._log_path(name))
+        return Node(home, await self.spawn(name, [*command, *arguments]))
+
+    async def spawn(
+        self, name: str, arguments: Sequence[str], pass_fds: Sequence[int] = ()
+    ) -> Child:
+        """Start any Python process that ends well on SIGINT."""
+        log_path = self.folder / f"{name}-{len(self.children)}.log"
+        child = await spawn(name, arguments, log_path, pass_fds)
         self.children.append(child)
-        return Node(home, child)
+        return child
 
     async def close(self) -> None:
         """Stop everything that still runs; nothing of it may survive, and all must end well."""
@@ -172,14 +180,10 @@ class Site:
         async with trio.lowlevel.FdStream(read_fd) as ready:
             own = ["--ready-fd", str(write_fd), "--home", str(home)]
             command = ["-m", "coordinator.cli", "serve", *own, *arguments]
-            child = await spawn(home.name, command, self._log_path(home.name), (write_fd,))
-            self.children.append(child)
+            child = await self.spawn(home.name, command, (write_fd,))
             os.close(write_fd)
             endpoints = await read_endpoints(child, ready)
         return Coordinator(home, arguments, child, endpoints)
-
-    def _log_path(self, name: str) -> Path:
-        return self.folder / f"{name}-{len(self.children)}.log"
 
 
 @asynccontextmanager

@@ -55,6 +55,10 @@ class SwarmSettings:
     allowed: frozenset[PeerId] = frozenset()
     limits: Limits = Limits()
     engine_limits: EngineLimits | None = None
+    max_context: int = 4096
+    """Of the target model."""
+    node_sessions: int = 8
+    """Sessions that a node takes."""
 
 
 @dataclass(slots=True)
@@ -80,6 +84,8 @@ class Swarm:
         )
         self.identity = identity(1_000_000)
         self.ledger = MemoryLedger(self.identity, trio.current_time)
+        self.core: EngineCore | None = None
+        """Of the engine's present life."""
         self.engine = InlineEngine(self._core, self._step_cost)
         self.coordinator = Coordinator(
             Parts(
@@ -97,8 +103,12 @@ class Swarm:
         self.books: dict[int, ReceiptBook] = {}
 
     def _core(self) -> EngineCore:
-        model = ToyModel(self.target, name=MODEL)
-        return EngineCore(model, trio.current_time, self.settings.engine_limits)
+        self.core = EngineCore(
+            ToyModel(self.target, name=MODEL, max_context=self.settings.max_context),
+            trio.current_time,
+            self.settings.engine_limits,
+        )
+        return self.core
 
     def _step_cost(self, num_rows: int, _num_sequences: int) -> float:
         return self.settings.step_time_s + num_rows * self.settings.row_time_s
@@ -116,7 +126,7 @@ class Swarm:
                 draft_model="toy-draft",
                 model_fingerprint=bytes(16),
                 tokenizer_fingerprint=ToyText(VOCAB).fingerprint(),
-                max_sessions=8,
+                max_sessions=self.settings.node_sessions,
                 level_time_s=self.settings.level_time_s,
             ),
             self.books[number],
