@@ -154,8 +154,9 @@ class Rounds:
     def _bury_the_deadly(self) -> None:
         for session in self._sessions:
             session.num_deaths += 1
-            if session.num_deaths >= MAX_DEATHS:
-                session.fail(Refused(503, "engine_failed", "the engine keeps failing on this"))
+            if session.is_live and session.num_deaths >= MAX_DEATHS:
+                refused = Refused(503, "engine_failed", "the engine keeps failing on this")
+                self._fail(session, refused)
 
     def _begin_again(self, ready: Ready) -> None:
         """An engine is there, the first or a respawned one: give it what is committed."""

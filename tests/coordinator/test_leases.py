@@ -1,239 +1,208 @@
-"""Leases: resumed, refused, released and ended, with scripted nodes in virtual time."""
+"""Who may draft for what: leases given, resumed, refused and ended."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from functools import partial
+from dataclasses import dataclass, field
 
-import pytest
-import trio
-from trio.testing import MockClock
+from coordinator.engine.messages import DropSource
+from coordinator.leases import RESUME_WINDOW_S, Leases
+from coordinator.node_link import NodeLink
+from coordinator.sessions import Committed, Session, Sessions
+from specedge_p2p.names import PeerId
+from specedge_p2p.wire import messages as m
+from tests.support.links import proposal
+from tests.support.node_links import CONTEXT, Wire, open_link, write_all
+from tests.support.sessions import make_session
 
-from coordinator.gateway.ports import FinishEvent, Volunteers
-from specedge_p2p.overlay.memory import MemoryOverlay
-from specedge_p2p.wire.messages import (
-    Capacity,
-    Close,
-    Goodbye,
-    Open,
-    Refuse,
-    Release,
-    Resume,
-    Verdict,
-)
-from tests.support.links import changed, proposal
-from tests.support.scripted_node import HELLO, ScriptedNode, dialled, scripted_node, settled
-from tests.support.swarm import ENDLESS, Swarm, SwarmSettings, identity, request, running_swarm
-
-PROMPT = "a long story"
+LEASE_S = 60.0
 
 
-@asynccontextmanager
-async def drafting(
-    settings: SwarmSettings | None = None, volunteers: Volunteers = "any"
-) -> AsyncIterator[tuple[Swarm, MemoryOverlay]]:
-    """A swarm with one session that does not end by itself, and a node that has yet to dial."""
-    async with running_swarm(settings, target=ENDLESS) as swarm, trio.open_nursery() as nursery:
-        run = partial(swarm.generate, PROMPT, max_tokens=2000, volunteers=volunteers)
-        nursery.start_soon(run)
-        await settled(swarm)
-        yield swarm, swarm.network.join(identity(1).peer_id)
-        nursery.cancel_scope.cancel()
+@dataclass
+class World:
+    """Leases on a clock that the test moves."""
+
+    now_s: float = 100.0
+    sessions: Sessions = field(default_factory=lambda: Sessions(8))
+
+    def __post_init__(self) -> None:
+        allowed = frozenset({PeerId("b")})
+        self.leases = Leases(self.sessions, allowed, lambda: self.now_s, LEASE_S)
+        self.leases.max_context = CONTEXT
+
+    async def node(self, name: str = "a", max_sessions: int = 8) -> tuple[NodeLink, Wire]:
+        node, wire = await open_link(max_sessions, name)
+        node.connected_s = self.now_s
+        self.leases.join(node)
+        return node, wire
+
+    def session(self, number: int = 1, **options: str) -> Session:
+        session = make_session(number, **options)  # type: ignore[arg-type]
+        self.sessions.add(session)
+        self.leases.rematch()
+        return session
+
+    def commit(self, session: Session, *token_ids: int) -> None:
+        committed = Committed(len(session.token_ids), list(token_ids))
+        session.token_ids += token_ids
+        self.leases.publish(session, committed)
 
 
-async def test_law2_one_owner_a_node_resumes_where_it_was(autojump_clock: MockClock) -> None:
-    async with drafting() as (swarm, overlay):
-        async with dialled(swarm, overlay) as node:
-            await node.greet()
-            opened = await node.hear_session()
-            await node.hear_tokens(opened.num_tokens + 3)
-            position = node.machine.committed(opened.session_no)
-        await settled(swarm)
-        async with dialled(swarm, overlay) as node:
-            await node.greet()
-            await node.say(Resume(opened.lease_id, position))
-            resumed = await node.hear(Open)
-            assert resumed.resumed
-            assert resumed.lease_id == opened.lease_id
-            verdict = await node.hear(Verdict)
-            assert verdict.from_position == position
-            assert len(verdict.token_ids) >= 3  # what was missed
-            await node.hear_tokens(position + 20)
-            (session,) = swarm.coordinator.sessions
-            assert swarm.coordinator.leases.drafting_peers(session) == (identity(1).peer_id,)
+async def opened(node: NodeLink, wire: Wire) -> m.Open:
+    """The Open that has just been sent to a node."""
+    wire.frames.clear()
+    await write_all(node)
+    (found,) = [message for message in wire.messages if isinstance(message, m.Open)]
+    return found
 
 
-@pytest.mark.parametrize(
-    ("change", "code"),
-    [
-        ({"lease_id": b"x" * 16}, "unknown_lease"),
-        ({"position": 100_000}, "bad_position"),
-        ({"position": 1}, "bad_position"),  # inside the prompt
-    ],
-)
-async def test_a_resume_that_cannot_be(
-    autojump_clock: MockClock, change: dict[str, object], code: str
-) -> None:
-    async with drafting() as (swarm, overlay):
-        async with dialled(swarm, overlay) as node:
-            await node.greet()
-            opened = await node.hear_session()
-        await settled(swarm)
-        async with dialled(swarm, overlay) as node:
-            await node.greet()
-            resume = Resume(opened.lease_id, opened.num_tokens)
-            await node.say(changed(resume, **change))
-            refuse = await node.hear(Refuse)
-            assert refuse.code == code
-            # The link lives on, and after a moment the session is offered afresh.
-            assert not (await node.hear_session()).resumed
+async def ask(node: NodeLink, wire: Wire, leases: Leases, resume: m.Resume) -> str:
+    """What a Resume is answered with: the code of the refusal, or "open"."""
+    (heard,) = node.machine.receive(wire.machine.send(resume))
+    assert isinstance(heard, m.Resume)
+    leases.resume(node, heard)
+    wire.frames.clear()
+    await write_all(node)
+    answers = [x for x in wire.messages if isinstance(x, m.Refuse | m.Open)]
+    assert len(answers) == 1
+    assert answers[0].lease_id == resume.lease_id
+    return answers[0].code if isinstance(answers[0], m.Refuse) else "open"
 
 
-async def test_law6_privacy_a_lease_is_of_one_peer(autojump_clock: MockClock) -> None:
-    """Whoever learns a lease id cannot get the session's tokens with it."""
-    settings = SwarmSettings(allowed=frozenset({identity(1).peer_id}))
-    async with (
-        drafting(settings, "allowed") as (swarm, overlay),
-        dialled(swarm, overlay) as node,
-        scripted_node(swarm, 2) as thief,
-    ):
-        await thief.greet()
-        await node.greet()
-        opened = await node.hear_session()
-        await node.link.aclose()
-        await settled(swarm)
-        await thief.say(Resume(opened.lease_id, opened.num_tokens))
-        assert (await thief.hear(Refuse)).code == "unknown_lease"
-        with trio.move_on_after(5):
-            await thief.read_for_ever()
-        assert not thief.machine.sessions
+async def test_law2_one_owner_a_resumed_node_is_told_what_it_missed() -> None:
+    world = World()
+    session = world.session()
+    node, wire = await world.node()
+    world.leases.rematch()
+    lease_id = (await opened(node, wire)).lease_id
+    world.leases.leave(node)
+    assert [type(x) for x in world.leases.engine_outbox] == [DropSource]
+    world.commit(session, 5, 6, 7)
+    node, wire = await world.node()
+    assert await ask(node, wire, world.leases, m.Resume(lease_id, 3)) == "open"
+    (missed,) = [x for x in wire.messages if isinstance(x, m.Verdict)]
+    assert (missed.from_position, len(missed.token_ids)) == (3, 6)
+    assert wire.machine.committed(1) == 5
+    assert len(world.leases.sources(session)) == 1
+    assert [session.nodes_by_source[s.source] for s in world.leases.sources(session)] == ["a"]
 
 
-async def test_a_session_that_another_drafts_for_is_taken(autojump_clock: MockClock) -> None:
-    async with drafting() as (swarm, overlay), scripted_node(swarm, 2) as other:
-        async with dialled(swarm, overlay) as node:
-            await node.greet()
-            opened = await node.hear_session()
-            await other.greet()
-        await other.hear_session()
-        async with dialled(swarm, overlay) as node:
-            await node.greet()
-            await node.say(Resume(opened.lease_id, opened.num_tokens))
-            assert (await node.hear(Refuse)).code == "taken"
+async def test_law6_privacy_nobody_resumes_the_lease_of_another() -> None:
+    """A lease that leaked shows its session to nobody but the node that it was given to."""
+    world = World()
+    session = world.session()
+    node, wire = await world.node()
+    world.leases.rematch()
+    lease_id = (await opened(node, wire)).lease_id
+    world.leases.leave(node)
+    thief, thief_wire = await world.node("thief", max_sessions=8)
+    assert await ask(thief, thief_wire, world.leases, m.Resume(lease_id, 2)) == "unknown_lease"
+    assert world.leases.sources(session) == []
 
 
-async def test_resuming_what_was_never_lost_is_refused(autojump_clock: MockClock) -> None:
-    async with drafting() as (swarm, overlay), dialled(swarm, overlay) as node:
-        await node.greet(changed(HELLO, max_sessions=2))
-        opened = await node.hear_session()
-        for _ in range(3):
-            await node.say(Resume(opened.lease_id, opened.num_tokens))
-            assert (await node.hear(Refuse)).code == "taken"
-        assert node.machine.sessions == (opened.session_no,)
+async def test_resumes_that_cannot_be_are_refused_with_a_code() -> None:
+    world = World()
+    session = world.session()
+    node, wire = await world.node()
+    world.leases.rematch()
+    lease_id = (await opened(node, wire)).lease_id
+    world.leases.leave(node)
+    node, wire = await world.node()
+    resume = m.Resume(lease_id, 2)
+    assert await ask(node, wire, world.leases, m.Resume(b"?" * 16, 2)) == "unknown_lease"
+    assert await ask(node, wire, world.leases, m.Resume(lease_id, 1)) == "bad_position"
+    assert await ask(node, wire, world.leases, m.Resume(lease_id, 3)) == "bad_position"
+    node.max_sessions = 0
+    assert await ask(node, wire, world.leases, resume) == "full"
+    node.max_sessions = 8
+    other, other_wire = await world.node("b")
+    world.leases.rematch()
+    await opened(other, other_wire)
+    assert await ask(node, wire, world.leases, resume) == "taken"
+    world.leases.leave(other)
+    assert await ask(node, wire, world.leases, resume) == "open"
+    world.leases.close(session, "stop")
+    assert await ask(node, wire, world.leases, resume) == "unknown_lease"
 
 
-async def test_a_node_without_room_does_not_resume(autojump_clock: MockClock) -> None:
-    async with drafting() as (swarm, overlay):
-        async with dialled(swarm, overlay) as node:
-            await node.greet()
-            opened = await node.hear_session()
-        await settled(swarm)
-        async with dialled(swarm, overlay) as node:
-            await node.greet(changed(HELLO, max_sessions=0))
-            await node.say(Resume(opened.lease_id, opened.num_tokens))
-            assert (await node.hear(Refuse)).code == "full"
+async def test_a_lease_that_nobody_comes_back_for_ends() -> None:
+    world = World()
+    world.session()
+    node, wire = await world.node()
+    world.leases.rematch()
+    lease_id = (await opened(node, wire)).lease_id
+    world.leases.leave(node)
+    world.now_s += LEASE_S + 1
+    world.leases.rematch()
+    node, wire = await world.node()
+    assert await ask(node, wire, world.leases, m.Resume(lease_id, 2)) == "unknown_lease"
 
 
-async def test_resume_and_goodbye_in_one_frame(autojump_clock: MockClock) -> None:
-    async with drafting() as (swarm, overlay):
-        async with dialled(swarm, overlay) as node:
-            await node.greet()
-            opened = await node.hear_session()
-        await settled(swarm)
-        async with dialled(swarm, overlay) as node:
-            await node.greet()
-            resume = Resume(opened.lease_id, opened.num_tokens)
-            await node.say(resume, Goodbye())
-            await settled(swarm)
-        assert not swarm.coordinator.leases.nodes
+async def test_a_node_that_came_back_is_given_time_to_resume() -> None:
+    world = World()
+    session = world.session()
+    node, wire = await world.node()
+    world.leases.rematch()
+    await opened(node, wire)
+    node, wire = await world.node()  # a new link of the same peer: the older one has to go
+    world.leases.rematch()
+    assert world.leases.sources(session) == []
+    world.now_s += RESUME_WINDOW_S + 0.1
+    world.leases.rematch()
+    assert len(world.leases.sources(session)) == 1
 
 
-async def test_a_release_that_crosses_verdicts(autojump_clock: MockClock) -> None:
-    async with drafting() as (swarm, overlay), dialled(swarm, overlay) as node:
-        await node.greet()
-        opened = await node.hear_session()
-        await node.hear_tokens(opened.num_tokens + 2)
-        await node.say(Release(opened.session_no))
-        await trio.sleep(5)  # verdicts were on their way; it is not offered again
-        with trio.move_on_after(5):
-            await node.read_for_ever()
-        assert not node.machine.sessions
-        (session,) = swarm.coordinator.sessions
-        assert session.num_tokens > 100
+async def test_a_released_session_goes_to_another_node_and_never_back() -> None:
+    world = World()
+    session = world.session()
+    node, wire = await world.node("a")
+    world.leases.rematch()
+    head = await opened(node, wire)
+    node.machine.receive(wire.machine.send(m.Release(head.session_no)))
+    world.leases.release(node, head.session_no)
+    world.leases.rematch()
+    assert world.leases.sources(session) == []
+    await world.node("b")
+    world.leases.rematch()
+    assert world.leases.drafting_peers(session) == ("b",)
 
 
-async def test_law2_one_owner_trees_of_a_dead_engine_are_ended(autojump_clock: MockClock) -> None:
-    async with drafting() as (swarm, overlay), dialled(swarm, overlay) as node:
-        await node.greet()
-        opened = await node.hear_session()
-        await node.say(proposal([1, 2], [0, 1], base_position=opened.num_tokens))
-        await settled(swarm)
-        swarm.engine.crash()
-        verdict = await node.hear(Verdict)
-        while not verdict.restart_tree_no:
-            verdict = await node.hear(Verdict)
-        assert verdict.restart_tree_no == 1
-        committed = node.machine.committed(opened.session_no)
-        await node.say(proposal([3], [0], tree_no=2, base_position=committed))
-        await settled(swarm)
-        assert swarm.coordinator.intake.num_protocol_errors == 0
+async def test_trees_that_died_with_an_engine_bring_nothing_more() -> None:
+    world = World()
+    world.session()
+    node, wire = await world.node()
+    world.leases.rematch()
+    await opened(node, wire)
+    old = proposal([5, 6], [0, 1], base_position=2)
+    assert world.leases.accept(node, old) is not None
+    node.machine.receive(wire.machine.send(old))
+    world.leases.restart_trees()
+    # It crossed with the word that its tree has ended; the engine has never heard of the tree.
+    more = proposal([7], [1], first_index=3, base_position=2)
+    assert world.leases.accept(node, more) is None
+    wire.frames.clear()
+    await write_all(node)
+    (told,) = [x for x in wire.messages if isinstance(x, m.Verdict)]
+    assert told.restart_tree_no == 1
+    assert world.leases.accept(node, proposal([5], [0], tree_no=2, base_position=2)) is not None
 
 
-async def test_law7_bounded_a_slow_client_keeps_no_node(autojump_clock: MockClock) -> None:
-    """The node's room is free again when the session has ended, read or not."""
-    async with running_swarm(target=ENDLESS) as swarm, scripted_node(swarm) as node:
-        await node.greet(changed(HELLO, max_sessions=1))
-        generations = swarm.coordinator.generations
-        async with generations.generate(request("one", 5, 0.0, 0)) as events:
-            first = await node.hear_session()
-            assert (await node.hear(Close)).session_no == first.session_no
-            async with generations.generate(request("two", 5, 0.0, 0)):
-                second = await node.hear_session()
-                assert second.session_no == first.session_no + 1
-                await node.hear(Close)
-            assert isinstance([event async for event in events][-1], FinishEvent)
+async def test_law6_privacy_a_session_is_offered_where_its_user_allowed_only() -> None:
+    world = World()
+    await world.node("a")
+    private, trusted = world.session(1, volunteers="none"), world.session(2, volunteers="allowed")
+    assert world.leases.sources(private) == world.leases.sources(trusted) == []
+    await world.node("b")
+    world.leases.rematch()
+    assert world.leases.sources(private) == []
+    assert world.leases.drafting_peers(trusted) == ("b",)
 
 
-async def test_a_node_takes_as_many_as_it_says(autojump_clock: MockClock) -> None:
-    async with running_swarm(target=ENDLESS) as swarm, scripted_node(swarm) as node:
-        await node.greet(changed(HELLO, max_sessions=0))
-        async with trio.open_nursery() as nursery:
-            for prompt in ("one", "two", "three"):
-                nursery.start_soon(partial(swarm.generate, prompt, max_tokens=500))
-            await settled(swarm)
-            await _say_and_count(node, Capacity(2), 2)
-            await _say_and_count(node, Capacity(3), 3)
-            await _say_and_count(node, Capacity(1), 3)  # what runs goes on
-            await node.say(*(Release(no) for no in node.machine.sessions))
-            await _say_and_count(node, Capacity(8), 0)  # never what was given back
-            nursery.cancel_scope.cancel()
-
-
-async def _say_and_count(node: ScriptedNode, message: Capacity, num_sessions: int) -> None:
-    await node.say(message)
-    with trio.move_on_after(3):
-        await node.read_for_ever()
-    assert len(node.machine.sessions) == num_sessions
-
-
-async def test_a_lease_expires(autojump_clock: MockClock) -> None:
-    async with drafting() as (swarm, overlay), scripted_node(swarm, 2) as other:
-        async with dialled(swarm, overlay) as node:
-            await node.greet()
-            opened = await node.hear_session()
-        await other.greet(changed(HELLO, max_sessions=0))  # its pings make the time pass
-        with trio.move_on_after(65):
-            await other.read_for_ever()
-        async with dialled(swarm, overlay) as node:
-            await node.greet(changed(HELLO, max_sessions=0))
-            await node.say(Resume(opened.lease_id, opened.num_tokens))
-            assert (await node.hear(Refuse)).code == "unknown_lease"
+async def test_closing_a_session_tells_its_node_and_forgets_its_leases() -> None:
+    world = World()
+    session = world.session()
+    node, wire = await world.node()
+    world.leases.rematch()
+    await opened(node, wire)
+    world.commit(session, 4)
+    world.leases.close(session, "stop")
+    await write_all(node)
+    assert wire.machine.sessions == ()
+    assert world.leases.of_node(node) == world.leases.of_session(session) == []

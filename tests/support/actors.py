@@ -109,7 +109,10 @@ class NodeActor:
 
 def _new_tree(node: ScriptedNode, session_no: int) -> AnyMessage | None:
     view = node.machine.session(session_no)
-    if node.machine.room(session_no, view.tree_no + 1) < 2:
+    ends = [
+        m.max_position for m in node.heard if isinstance(m, Open) and m.session_no == session_no
+    ]
+    if node.machine.room(session_no, view.tree_no + 1) < 2 or view.num_committed + 2 > ends[0]:
         return None
     return proposal(
         [5, 6],
@@ -130,9 +133,7 @@ class ClientActor:
         self.noise_key = b""
 
     async def run(self, max_tokens: int, waits_s: float, patience_s: float) -> None:
-        asked = replace(
-            request(self._prompt, max_tokens, 0.8, self._seed), volunteers=self.volunteers
-        )
+        asked = request(self._prompt, max_tokens, 0.8, self._seed, self.volunteers)
         tokens: list[int] = []
         try:
             with trio.move_on_after(patience_s):

@@ -54,11 +54,11 @@ class SwarmSettings:
     seed: int = 0
     allowed: frozenset[PeerId] = frozenset()
     limits: Limits = Limits()
+    engine_limits: EngineLimits | None = None
     max_context: int = 4096
     """Of the target model."""
     node_sessions: int = 8
     """Sessions that a node takes."""
-    engine_limits: EngineLimits | None = None
 
 
 @dataclass(slots=True)
@@ -103,8 +103,11 @@ class Swarm:
         self.books: dict[int, ReceiptBook] = {}
 
     def _core(self) -> EngineCore:
-        model = ToyModel(self.target, name=MODEL, max_context=self.settings.max_context)
-        self.core = EngineCore(model, trio.current_time, self.settings.engine_limits)
+        self.core = EngineCore(
+            ToyModel(self.target, name=MODEL, max_context=self.settings.max_context),
+            trio.current_time,
+            self.settings.engine_limits,
+        )
         return self.core
 
     def _step_cost(self, num_rows: int, _num_sequences: int) -> float:
