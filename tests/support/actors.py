@@ -1,7 +1,6 @@
 """Nodes and clients that do what Hypothesis tells them, all of it legal."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import trio
 
