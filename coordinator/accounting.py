@@ -40,13 +40,18 @@ class Accounting:
         self.num_lost = 0
         """Accepted tokens that could not be noted because the database was away for too long."""
 
+    @property
+    def num_waiting(self) -> int:
+        """Contributions that are not in the ledger yet."""
+        return len(self._unwritten) + len(self._accepted)
+
     def add(self, session: Session, committed: Committed) -> None:
         """Note what a round accepted. Never waits."""
         for source, num_accepted in committed.accepted_by_source.items():
             key = session.session_id, session.nodes_by_source[source]
             entry = self._accepted.get(key)
             if entry is None:
-                if len(self._accepted) >= MAX_UNWRITTEN:
+                if self.num_waiting >= MAX_UNWRITTEN:
                     self.num_lost += num_accepted
                     continue
                 entry = self._accepted[key] = _Sum(session.num_segments)
@@ -78,7 +83,7 @@ class Accounting:
         except StoreError as error:
             log.error(
                 "%d contributions wait for the ledger, %d accepted tokens are lost: %s",
-                len(self._unwritten) + len(self._accepted),
+                self.num_waiting,
                 self.num_lost,
                 error,
             )

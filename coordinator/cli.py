@@ -17,6 +17,7 @@ from rich.table import Table
 
 from specedge_p2p.errors import ClearError, outside_groups
 from specedge_p2p.identity.keys import Identity, parse_peer_id
+from specedge_p2p.names import PeerId
 
 app = typer.Typer(
     help="Host a large language model that volunteers' machines make faster.",
@@ -141,7 +142,7 @@ def serve(
             bootstrap=tuple(bootstrap or ()),
             database_url=database_url or default_database(home),
             require_keys=require_keys,
-            allowed_nodes=frozenset(parse_peer_id(text) for text in allow or ()),
+            allowed_nodes=frozenset(_peer_id(text) for text in allow or ()),
             draft_models=tuple(suggest or (("demo-draft",) if model == "demo-target" else ())),
             limits=Limits(max_sessions=max_sessions, has_ngram=ngram),
         )
@@ -253,6 +254,13 @@ def identity_show(home: HomeOption = DEFAULT_HOME) -> None:
     with clear_errors():
         home.mkdir(parents=True, exist_ok=True)
         typer.echo(Identity.load_or_create(home / "identity.pem").peer_id)
+
+
+def _peer_id(text: str) -> PeerId:
+    try:
+        return parse_peer_id(text)
+    except ValueError as error:
+        raise ClearError(f"--allow {text}: {error}") from error
 
 
 def default_database(home: Path) -> str:

@@ -40,8 +40,8 @@ class Lease:
     peer_id: PeerId
     session: Session
     source: int
-    node: NodeLink | None
-    session_no: int
+    node: NodeLink | None = None
+    session_no: int = 0
     lost_s: float = 0.0
     tree_no: int = 0
     """The last tree that the node started on this link."""
@@ -63,6 +63,9 @@ class Leases:
         self._wishes = GrowthWishes()
         self._nodes: dict[PeerId, NodeLink] = {}
         self._leases: dict[LeaseId, Lease] = {}
+        self._by_session: dict[int, list[Lease]] = {}
+        self._by_node: dict[PeerId, dict[int, Lease]] = {}
+        """Per connected node, by session number on its link."""
         self._next_source = 0
         self.num_bytes_received = 0
         """In frames of all nodes since the start."""
@@ -75,10 +78,11 @@ class Leases:
         return tuple(self._nodes.values())
 
     def of_node(self, node: NodeLink) -> list[Lease]:
-        return [lease for lease in self._leases.values() if lease.node is node]
+        leases = self._by_node.get(node.peer_id, {}).values()
+        return [lease for lease in leases if lease.node is node]
 
     def of_session(self, session: Session) -> list[Lease]:
-        return [lease for lease in self._leases.values() if lease.session is session]
+        return list(self._by_session.get(session.number, ()))
 
     def sources(self, session: Session) -> list[SourceFactor]:
         """What the engine may take rows from in a session."""
@@ -99,10 +103,11 @@ class Leases:
 
     def leave(self, node: NodeLink) -> None:
         """A link is gone. Its leases stay for a while, so that the node may resume."""
-        if self._nodes.get(node.peer_id) is node:
-            del self._nodes[node.peer_id]
         for lease in self.of_node(node):
             self._detach(lease)
+        if self._nodes.get(node.peer_id) is node:
+            del self._nodes[node.peer_id]
+            self._by_node.pop(node.peer_id, None)
 
     def resume(self, node: NodeLink, message: Resume) -> None:
         """Answer a Resume: go on under a new session number, or refuse with a code."""
@@ -120,7 +125,7 @@ class Leases:
         if len(self.of_node(node)) >= node.max_sessions:
             node.post(_refusal(message, "full", f"the node takes {node.max_sessions} sessions"))
             return
-        lease.node, lease.session_no = node, node.new_session_no()
+        self._attach(lease, node)
         lease.source = self._new_source(lease.session, node.peer_id)
         lease.tree_no = lease.ended_tree_no = 0
         node.post(*self._opening(lease, resumed_at=position))
@@ -130,11 +135,11 @@ class Leases:
 
     def release(self, node: NodeLink, session_no: int) -> None:
         """The node does not want a session any more; it is not offered it again."""
-        for lease in self.of_node(node):
-            if lease.session_no == session_no:
-                lease.is_released = True
-                node.forget(session_no)
-                self._detach(lease)
+        lease = self._drafting(node, session_no)
+        if lease is not None:
+            lease.is_released = True
+            node.forget(session_no)
+            self._detach(lease)
 
     # --- sessions come and go --------------------------------------------------------------------
 
@@ -149,9 +154,10 @@ class Leases:
 
     def close(self, session: Session, reason: str) -> None:
         """End all leases of a session."""
-        for lease in self.of_session(session):
+        for lease in self._by_session.pop(session.number, ()):
             del self._leases[lease.lease_id]
             if lease.node is not None:
+                self._by_node[lease.peer_id].pop(lease.session_no, None)
                 lease.node.post(Close(lease.session_no, reason))
 
     # --- rounds ----------------------------------------------------------------------------------
@@ -159,11 +165,11 @@ class Leases:
     def accept(self, node: NodeLink, proposal: Proposal) -> Lease | None:
         """The lease that a proposal belongs to; None when it comes too late."""
         node.num_drafted += len(proposal.parents) // 2
-        for lease in self.of_node(node):
-            if lease.session_no == proposal.session_no:
-                lease.tree_no = max(lease.tree_no, proposal.tree_no)
-                return lease if proposal.tree_no > lease.ended_tree_no else None
-        return None
+        lease = self._drafting(node, proposal.session_no)
+        if lease is None:
+            return None
+        lease.tree_no = max(lease.tree_no, proposal.tree_no)
+        return lease if proposal.tree_no > lease.ended_tree_no else None
 
     def publish(self, session: Session, committed: Committed) -> None:
         """Tell the nodes of a session what was committed."""
@@ -216,8 +222,10 @@ class Leases:
     def _open(self, session: Session, node: NodeLink) -> None:
         lease_id = LeaseId(secrets.token_bytes(16))
         source = self._new_source(session, node.peer_id)
-        lease = Lease(lease_id, node.peer_id, session, source, node, node.new_session_no())
+        lease = Lease(lease_id, node.peer_id, session, source)
+        self._attach(lease, node)
         self._leases[lease_id] = lease
+        self._by_session.setdefault(session.number, []).append(lease)
         node.post(*self._opening(lease))
 
     def _opening(self, lease: Lease, resumed_at: int | None = None) -> Sequence[Open | Prompt]:
@@ -239,8 +247,17 @@ class Leases:
         )
         return (head,) if head.resumed else open_messages(head, session.token_ids)
 
+    def _drafting(self, node: NodeLink, session_no: int) -> Lease | None:
+        lease = self._by_node.get(node.peer_id, {}).get(session_no)
+        return lease if lease is not None and lease.node is node else None
+
+    def _attach(self, lease: Lease, node: NodeLink) -> None:
+        lease.node, lease.session_no = node, node.new_session_no()
+        self._by_node.setdefault(node.peer_id, {})[lease.session_no] = lease
+
     def _detach(self, lease: Lease) -> None:
         if lease.node is not None:
+            self._by_node[lease.peer_id].pop(lease.session_no, None)
             lease.node, lease.lost_s = None, self._clock()
             self.engine_outbox.append(DropSource(lease.session.number, lease.source))
 
@@ -249,6 +266,7 @@ class Leases:
         for lease in list(self._leases.values()):
             if lease.node is None and not lease.is_released and lease.lost_s < oldest:
                 del self._leases[lease.lease_id]
+                self._by_session[lease.session.number].remove(lease)
 
     def _new_source(self, session: Session, peer_id: PeerId) -> int:
         self._next_source += 1

@@ -29,6 +29,10 @@ from coordinator.sessions import Session, Sessions
 STEPS_IN_FLIGHT = 2
 """One that runs and one that waits."""
 
+MAX_DEATHS = 4
+"""Engines that may die on a session before it brings a token: fewer than an engine's supervisor
+endures, so that a session which no engine survives is the only thing that it costs."""
+
 
 class Rounds:
     def __init__(  # noqa: PLR0913 - the parts that a round touches
@@ -113,6 +117,7 @@ class Rounds:
                         self._fail(session, Refused(503, code, text, retry_after_s=1))
                 case EngineDied():
                     self._num_in_flight = 0
+                    self._bury_the_deadly()
                 case Ready() as ready:
                     self._begin_again(ready)
             self._wake.set()
@@ -145,6 +150,13 @@ class Rounds:
         self._outbox.append(CloseSession(session.number))
         self._leases.close(session, reason)
         self._leases.rematch()
+
+    def _bury_the_deadly(self) -> None:
+        for session in self._sessions:
+            session.num_deaths += 1
+            if session.is_live and session.num_deaths >= MAX_DEATHS:
+                refused = Refused(503, "engine_failed", "the engine keeps failing on this")
+                self._fail(session, refused)
 
     def _begin_again(self, ready: Ready) -> None:
         """An engine is there, the first or a respawned one: give it what is committed."""

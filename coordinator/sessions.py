@@ -55,6 +55,8 @@ class Session:
     nodes_by_source: dict[int, PeerId] = field(default_factory=dict)
     """The peer behind each of the engine's source numbers, former ones included."""
     accepted_by_node: dict[PeerId, int] = field(default_factory=dict)
+    num_deaths: int = 0
+    """Engines that died on this session, one after the other, before they brought a token."""
     num_segments: Counter[PeerId] = field(default_factory=Counter)
     """Segments already cut for the ledger, per node."""
     finish: FinishReason | None = None
@@ -110,6 +112,7 @@ class Session:
                 self.finish = "stop"
                 break
         self._count_round(result, len(committed.token_ids))
+        self.num_deaths = 0
         if result.finish and self.finish is None:
             self.finish = "stop" if result.finish == "stop" else "length"
         if self.finish is not None:

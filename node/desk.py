@@ -154,6 +154,8 @@ class Desk:
     # --- messages ---------------------------------------------------------------------------------
 
     def _open(self, message: Open) -> list[Release]:
+        if any(session.opened.lease_id == message.lease_id for session in self._sessions.values()):
+            return [Release(message.session_no, "the lease is in use already")]
         if message.resumed:
             return self._open_again(message)
         self._drop_lease(message.lease_id)

@@ -266,9 +266,9 @@ class EngineCore:
         return self._model.choose([work.rows])
 
     def _is_sound(self, work: Work, choices: TokenIds) -> bool:
-        """Whether tokens were chosen. Logits that are no numbers choose none: that costs a session.
+        """Whether tokens were chosen; logits that are no numbers choose none.
 
-        Committed, such a choice would be no row of the next step, and kill one engine after another.
+        Committed, such a choice would kill this engine and every one that takes the session over.
         """
         is_sound = not len(choices) or int(choices.max()) < self._model.info.vocab_size
         if not is_sound:

@@ -4,15 +4,12 @@ import pytest
 
 from coordinator import accounting
 from coordinator.accounting import Accounting
-from coordinator.gateway.ports import GenerationRequest
 from coordinator.ledger.memory import MemoryLedger
 from coordinator.ledger.ports import Contribution, SignedReceipt
 from coordinator.sessions import Committed, Session
 from coordinator.store.errors import StoreError
-from coordinator.target_text import StoppedText
-from specedge_p2p.lm.ports import SamplingParams
-from specedge_p2p.lm.toy_text import ToyText
-from specedge_p2p.names import PeerId, SessionId
+from specedge_p2p.names import PeerId
+from tests.support.sessions import make_session
 from tests.support.swarm import identity
 
 NODE = PeerId(identity(1).peer_id)
@@ -30,16 +27,7 @@ class FailingLedger(MemoryLedger):
 
 
 def session(number: int) -> Session:
-    request = GenerationRequest("toy", (2, 3), SamplingParams(), 1, 8)
-    made = Session(
-        number=number,
-        session_id=SessionId(f"{number:024x}"),
-        request=request,
-        noise_key=bytes(16),
-        max_tokens=8,
-        text=StoppedText(ToyText(32), ()),
-        opened_s=0.0,
-    )
+    made = make_session(number)
     made.nodes_by_source[1] = NODE
     return made
 

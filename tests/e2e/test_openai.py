@@ -11,7 +11,14 @@ from openai import AsyncOpenAI
 from specedge_p2p.lm.text import Tokenizer
 from tests.support.network import Coordinator, Site, run_python, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.slow,
+    # The client leaves generators of its own to the garbage collector when a stream ends.
+    pytest.mark.filterwarnings(
+        r"ignore:Async generator '(openai|httpx2?|httpcore2?)\.:ResourceWarning"
+    ),
+]
 
 MODEL = "demo-target"
 PROMPT = "def read(path):\n    with open(path) as f:\n"

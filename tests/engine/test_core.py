@@ -174,6 +174,18 @@ def test_ignored_ends_of_sequence_do_not_end() -> None:
     assert EOS in run.tokens[1]
 
 
+def test_no_row_is_spent_where_its_choice_could_not_stand() -> None:
+    run = make_run()
+    run.open(open_session(1, PROMPT, max_tokens=4))
+    run.step(batch([1]))
+    right = decode(PROMPT)
+    run.core.handle(vertices(1, 5, len(PROMPT) + 1, right[1:4]))
+    done = run.step(batch([1], sources=[5], hit_rates=[0, 0, 0], row_price=0.01))
+    # Three tokens are left: two guesses and the bonus token.
+    assert [(result.num_rows, result.finish) for result in done.results] == [(2, "length")]
+    assert run.tokens[1] == PROMPT + right[:4]
+
+
 def test_the_context_limit_ends_before_anything_is_reported() -> None:
     run = make_run(max_context=len(PROMPT) + 5)
     run.open(open_session(1, PROMPT, max_tokens=100))

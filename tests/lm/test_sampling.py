@@ -20,7 +20,7 @@ PARAMS = st.builds(
     SamplingParams,
     temperature=st.sampled_from([0.0, 0.3, 0.8, 1.0, 1.7]),
     top_k=st.sampled_from([0, 1, 5, 60]),
-    top_p=st.sampled_from([1.0, 0.9, 0.5, 0.01]),
+    top_p=st.sampled_from([1.0, 0.9, 0.5, 0.01, 0.0]),
     min_p=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
 )
 

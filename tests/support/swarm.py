@@ -10,6 +10,7 @@ import trio
 from coordinator.assembly import Coordinator, Parts
 from coordinator.engine.core import EngineCore
 from coordinator.engine.inline import InlineEngine
+from coordinator.engine.settings import EngineLimits
 from coordinator.gateway.ports import (
     FinishEvent,
     GenerationRequest,
@@ -34,6 +35,8 @@ from specedge_p2p.overlay.ports import DRAFT_PROTOCOL, OverlayError
 
 MODEL = "toy-target"
 VOCAB = 32
+ENDLESS = ToyParams(VOCAB, eos_bias=-100.0)
+"""A target that never ends by itself."""
 
 
 def identity(number: int) -> Identity:
@@ -51,6 +54,11 @@ class SwarmSettings:
     seed: int = 0
     allowed: frozenset[PeerId] = frozenset()
     limits: Limits = Limits()
+    engine_limits: EngineLimits | None = None
+    max_context: int = 4096
+    """Of the target model."""
+    node_sessions: int = 8
+    """Sessions that a node takes."""
 
 
 @dataclass(slots=True)
@@ -95,7 +103,11 @@ class Swarm:
         self.books: dict[int, ReceiptBook] = {}
 
     def _core(self) -> EngineCore:
-        self.core = EngineCore(ToyModel(self.target, name=MODEL), trio.current_time)
+        self.core = EngineCore(
+            ToyModel(self.target, name=MODEL, max_context=self.settings.max_context),
+            trio.current_time,
+            self.settings.engine_limits,
+        )
         return self.core
 
     def _step_cost(self, num_rows: int, _num_sequences: int) -> float:
@@ -114,7 +126,7 @@ class Swarm:
                 draft_model="toy-draft",
                 model_fingerprint=bytes(16),
                 tokenizer_fingerprint=ToyText(VOCAB).fingerprint(),
-                max_sessions=8,
+                max_sessions=self.settings.node_sessions,
                 level_time_s=self.settings.level_time_s,
             ),
             self.books[number],

@@ -1,0 +1,66 @@
+"""What people are shown of the live network."""
+
+from functools import partial
+
+import trio
+from trio.testing import MockClock
+
+from specedge_p2p.wire.messages import Release
+from tests.support.links import changed, proposal
+from tests.support.scripted_node import HELLO, scripted_node, settled
+from tests.support.swarm import ENDLESS, identity, running_swarm
+
+
+async def test_an_idle_network(autojump_clock: MockClock) -> None:
+    async with running_swarm() as swarm:
+        await trio.sleep(3)
+        network = swarm.coordinator.status.network()
+        assert network.peer_id == swarm.identity.peer_id
+        assert network.target_model == "toy-target"
+        assert network.engine_is_ready
+        assert (network.nodes, network.sessions) == ((), ())
+        assert network.uptime_s >= 3
+        assert network.acceptance_length is None
+
+
+async def test_a_node_at_work(autojump_clock: MockClock) -> None:
+    async with running_swarm(target=ENDLESS) as swarm, scripted_node(swarm) as node:
+        await node.greet(changed(HELLO, max_sessions=3))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(swarm.generate, "a long story", max_tokens=500))
+            opened = await node.hear_session()
+            await node.hear_tokens(opened.num_tokens + 3)
+            committed = node.machine.committed(opened.session_no)
+            await node.say(proposal([4, 5, 6], [0, 0, 1], base_position=committed))
+            await settled(swarm)
+            network = swarm.coordinator.status.network()
+            (shown,) = network.nodes
+            assert shown.peer_id == identity(1).peer_id
+            assert (shown.draft_model, shown.num_sessions, shown.max_sessions) == (
+                "toy-draft",
+                1,
+                3,
+            )
+            assert shown.num_drafted == 3
+            assert shown.round_trip_s is not None
+            (session,) = network.sessions
+            assert session.nodes == (shown.peer_id,)
+            assert session.num_tokens == network.num_tokens > 3
+            assert session.num_rounds == session.num_tokens - 1
+            await node.say(Release(opened.session_no))
+            await settled(swarm)
+            network = swarm.coordinator.status.network()
+            assert network.sessions[0].nodes == ()
+            assert network.nodes[0].num_sessions == 0
+            nursery.cancel_scope.cancel()
+
+
+async def test_an_engine_that_crashed(autojump_clock: MockClock) -> None:
+    async with running_swarm(target=ENDLESS) as swarm:
+        swarm.engine.crash()
+        await trio.sleep(0.1)
+        assert not swarm.coordinator.status.network().engine_is_ready
+        await trio.sleep(1)
+        network = swarm.coordinator.status.network()
+        assert network.engine_is_ready
+        assert network.num_engine_restarts == 1
