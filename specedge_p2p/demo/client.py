@@ -10,11 +10,14 @@ import trio
 
 from specedge_p2p.errors import ClearError
 
+# Four ordinary beginnings: on what follows the draft model's first guess is right about as often as
+# on held-out files (0.69), and the text neither ends at once nor merely repeats itself.
 PROMPTS = (
-    'def read_config(path):\n    """Read a configuration file and return a dictionary."""\n',
-    "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n",
-    "import os\nimport sys\n\ndef main():\n    for name in os.listdir(sys.argv[1]):\n",
-    "class ParseTest(unittest.TestCase):\n    def test_empty(self):\n        self.assertEqual(",
+    "class Node:\n    def __init__(self, value, left=None, right=None):\n",
+    "def test_sort(self):\n    items = [3, 1, 2]\n",
+    "class Shape:\n    def area(self):\n        raise NotImplementedError\n\n"
+    "class Circle(Shape):\n",
+    "import socket\n\ndef serve(port):\n    sock = socket.socket(",
 )
 
 
