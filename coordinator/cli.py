@@ -32,6 +32,7 @@ app.add_typer(ledger_app, name="ledger")
 app.add_typer(identity_app, name="identity")
 
 DEFAULT_HOME = user_data_path("specedge") / "coordinator"
+PEER_ID_LENGTH = 52
 OWN_PACKAGES = ("coordinator", "dashboard", "specedge_p2p")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -224,10 +225,11 @@ def ledger_summary(
             }
             typer.echo(json.dumps(content))
             return
-        table = Table("node", "accepted tokens", "credits")
+        table = Table("accepted tokens", "credits")
+        table.add_column("node", no_wrap=True, min_width=PEER_ID_LENGTH)
         for peer_id, num_accepted in summary.accepted_by_node.items():
             credit = summary.micro_credits_by_node.get(peer_id, 0) / 1_000_000
-            table.add_row(peer_id, str(num_accepted), f"{credit:g}")
+            table.add_row(str(num_accepted), f"{credit:g}", peer_id)
         Console().print(table)
         typer.echo(
             f"{summary.num_transfers} transfers, all balances sum to {summary.sum_micro_credits}"

@@ -28,6 +28,7 @@ from coordinator.store.database import open_database
 from coordinator.store.keys import ApiKeys
 from coordinator.store.writer import open_writer
 from dashboard.app import mount_dashboard
+from specedge_p2p.identity.home import only_process
 from specedge_p2p.identity.keys import Identity
 from specedge_p2p.identity.record import CoordinatorRecord, seal_record
 from specedge_p2p.lm.text import Tokenizer
@@ -85,7 +86,11 @@ async def run_coordinator(settings: CoordinatorSettings, ready_fd: int | None = 
         EngineError, StoreError, IdentityError, OverlayError, BindError, ModelError: with one line
             that says what to do.
     """
-    settings.home.mkdir(parents=True, exist_ok=True)
+    with only_process(settings.home, "coordinator"):
+        await _run(settings, ready_fd)
+
+
+async def _run(settings: CoordinatorSettings, ready_fd: int | None) -> None:
     identity = Identity.load_or_create(settings.home / "identity.pem")
     codec = await trio.to_thread.run_sync(Tokenizer.load, settings.model)
     with open_database(settings.database_url) as database:

@@ -72,7 +72,7 @@ def join(
         list[str] | None,
         typer.Option(
             help="Multiaddress of a coordinator, as it prints it at start:"
-            " /ip4/203.0.113.5/tcp/4001/p2p/12D3Koo... May be given more than once.",
+            " /ip4/203.0.113.5/tcp/4011/p2p/12D3Koo... May be given more than once.",
             metavar="MULTIADDR",
         ),
     ] = None,

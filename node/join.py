@@ -111,7 +111,8 @@ class JoinLoop:
         """Ask every coordinator that fits, best first, until one is served; whether one was."""
         found = await self._ports.find()
         if not found:
-            log.warning("no coordinator answers")
+            tried = ", ".join(self._settings.coordinators) or "any address known so far"
+            log.warning("no coordinator answers at %s", tried)
         fingerprint = None if self._draft is None else self._draft.tokenizer_fingerprint
         for candidate in in_order(found, fingerprint, self._settings.coordinators):
             worker = await self._worker_for(candidate)

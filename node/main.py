@@ -1,12 +1,11 @@
 """The composition root of a node: builds the parts, joins, shows how it goes, leaves cleanly."""
 
-import fcntl
 import logging
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 
 import trio
 from rich.console import Console
@@ -22,6 +21,7 @@ from node.selection import NoFit
 from node.settings import NodeSettings, SettingsError, software_version
 from node.status import Snapshot, status_line
 from node.worker import WorkerStats
+from specedge_p2p.identity.home import only_process
 from specedge_p2p.identity.keys import Identity, IdentityError
 from specedge_p2p.lm.ports import ModelError
 from specedge_p2p.overlay.discovery import (
@@ -50,7 +50,7 @@ async def run_node(settings: NodeSettings, console: Console) -> None:
     line that says what to do.
     """
     with ExitStack() as stack:
-        stack.enter_context(_only_one(settings))
+        stack.enter_context(only_process(settings.home, "node"))
         identity = Identity.load_or_create(settings.key_file)
         book = stack.enter_context(closing(ReceiptBook(settings.receipts_file, identity.peer_id)))
         log.info("this node is %s", identity.peer_id)
@@ -100,6 +100,12 @@ class _Node:
         return failure
 
     async def _find(self) -> list[FoundCoordinator]:
+        settings = self._settings
+        if not (settings.coordinators or settings.bootstrap or self._known.addresses):
+            raise SettingsError(
+                "no coordinator is known yet: give --coordinator ADDRESS, as a coordinator prints "
+                "it at its start, or --bootstrap ADDRESS"
+            )
         return await find_coordinators(
             self._overlay, by_hand=self._settings.coordinators, known=self._known, now_s=time.time
         )
@@ -154,21 +160,3 @@ class _Node:
             now = Snapshot(trio.current_time(), WorkerStats() if worker is None else worker.stats)
             show(status_line(before, now, is_paused=self._governor.is_paused))
             before = now
-
-
-@contextmanager
-def _only_one(settings: NodeSettings) -> Iterator[None]:
-    """One process per home: two with one key would take each other's place at the coordinator."""
-    try:
-        settings.home.mkdir(parents=True, exist_ok=True)
-        lock = settings.lock_file.open("w")
-    except OSError as error:
-        raise SettingsError(f"cannot use the folder {settings.home}: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SettingsError(
-                f"another node runs from {settings.home}; give this one its own --home"
-            ) from None
-        yield

@@ -73,10 +73,6 @@ class NodeSettings:
     def known_file(self) -> Path:
         return self.home / "coordinators.json"
 
-    @property
-    def lock_file(self) -> Path:
-        return self.home / "lock"
-
 
 def software_version() -> str:
     """Name and version for people and for Hello."""

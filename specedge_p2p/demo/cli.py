@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -107,12 +108,29 @@ def demo(
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         with outside_groups():
-            trio.run(_run, options)
+            trio.run(_until_stopped, options)
     except ClearError as error:
         typer.echo(f"specedge-demo: {error}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         raise typer.Exit(130 if once else 0) from None
+
+
+async def _until_stopped(options: DemoOptions) -> None:
+    """Run, and treat the signals that end a terminal or a service like Ctrl-C.
+
+    A handler of our own also counts where a shell started us with SIGINT ignored.
+    """
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_interrupt_on_signal)
+        await _run(options)
+        nursery.cancel_scope.cancel()
+
+
+async def _interrupt_on_signal() -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async for _ in signals:
+            raise KeyboardInterrupt
 
 
 async def _run(options: DemoOptions) -> None:

@@ -12,6 +12,7 @@ from specedge_p2p.demo.client import Batch, Generation
 from specedge_p2p.lm.text import Tokenizer
 
 NODE_COLOURS = ("green", "cyan", "magenta", "yellow", "blue", "bright_red")
+PEER_ID_LENGTH = 52
 NGRAM_COLOUR = "bright_black"
 
 
@@ -70,12 +71,12 @@ def summary(console: Console, batch: Batch, baseline: Batch) -> None:
 
 def credit_table(accepted: Mapping[str, int], micro_credits: Mapping[str, int]) -> Table:
     table = Table(title="credits in the ledger")
-    table.add_column("node")
-    table.add_column("accepted tokens", justify="right")
+    table.add_column("accepted", justify="right")
     table.add_column("credits", justify="right")
+    table.add_column("node", no_wrap=True, min_width=PEER_ID_LENGTH)
     for peer_id in accepted:
         credit = micro_credits.get(peer_id, 0) / 1_000_000
-        table.add_row(peer_id, str(accepted[peer_id]), f"{credit:g}")
+        table.add_row(str(accepted[peer_id]), f"{credit:g}", peer_id)
     return table
 
 

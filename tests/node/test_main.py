@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from specedge_p2p.identity.keys import Identity
+
 
 def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
@@ -31,11 +33,22 @@ def read_until(process: subprocess.Popen[str], words: str) -> str:
     return "".join(lines)
 
 
+NOBODY = f"/ip4/127.0.0.1/tcp/9/p2p/{Identity.generate().peer_id}"
+
+
+def test_a_node_that_knows_no_coordinator_says_what_to_give(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "--coordinator ADDRESS" in said.strip().splitlines()[-1]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_cleanly_and_soon(tmp_path: Path, number: int) -> None:
-    process = start(tmp_path)
+    process = start(tmp_path, "--coordinator", NOBODY)
     try:
         said = read_until(process, "next try")
+        assert f"no coordinator answers at {NOBODY}" in said
         assert "this node is 12D3Koo" in said
         started = time.monotonic()
         process.send_signal(number)
@@ -50,10 +63,10 @@ def test_a_signal_ends_it_cleanly_and_soon(tmp_path: Path, number: int) -> None:
 
 
 def test_one_home_serves_one_node(tmp_path: Path) -> None:
-    first = start(tmp_path)
+    first = start(tmp_path, "--coordinator", NOBODY)
     try:
         read_until(first, "this node is")
-        second = start(tmp_path)
+        second = start(tmp_path, "--coordinator", NOBODY)
         _, said = second.communicate(timeout=30)
         assert second.returncode == 2
         assert "another node runs from" in said
