@@ -95,7 +95,8 @@ async def test_with_the_ledger_on_postgresql(postgres: PostgresServer) -> None:
         assert done.returncode == 0, done.stderr
 
 
-async def test_stays_up_until_ctrl_c(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+async def test_stays_up_until_a_signal(tmp_path: Path, ending: signal.Signals) -> None:
     async with running_site(tmp_path) as site:
         arguments = ("--nodes", "1", "--max-tokens", "8", "--prompt", "import os\n")
         child = await site.spawn("demo", ["-m", DEMO, *arguments])
@@ -105,7 +106,7 @@ async def test_stays_up_until_ctrl_c(tmp_path: Path) -> None:
             return "Ctrl-C stops it" in child.log_path.read_text()
 
         await until(is_up, "the demo stays up")
-        child.process.send_signal(signal.SIGINT)
+        child.process.send_signal(ending)
         with trio.fail_after(20):
             assert await child.process.wait() == 0, child.log_path.read_text()
         assert "Traceback" not in child.log_path.read_text()
