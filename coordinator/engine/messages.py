@@ -59,10 +59,19 @@ class DropSource(EngineMessage, frozen=True, array_like=True, tag=4):
 
 
 class SourceFactor(msgspec.Struct, frozen=True, array_like=True):
-    """By how much a source's path probabilities are scaled."""
+    """What is believed of a source's probabilities.
+
+    Args:
+        factor: what its path probabilities are scaled with.
+        draft: number of its draft model; sources with the same one are merged by the larger
+            probability, different ones by the rule of `tree/binding.py`.
+        quality: share of first guesses of this draft model that are right; the larger is believed.
+    """
 
     source: int
     factor: float
+    draft: int = 0
+    quality: float = 0.0
 
 
 class StepEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -72,6 +81,31 @@ class StepEntry(msgspec.Struct, frozen=True, array_like=True):
     max_rows: int
     """Most tree rows, the root's row not counted."""
     sources: list[SourceFactor] = []
+    must: bool = False
+    """It has waited as long as it may: where the step is capped it goes before all others."""
+
+
+class LevelTerms(msgspec.Struct, frozen=True, array_like=True):
+    """What a level of the engine's own draft model costs, and what it must bring.
+
+    Args:
+        level_time_s, level_row_time_s: a level with one row, and each further row.
+        row_time_s: each further row of the step that verifies what the level found.
+        tokens_per_s: committed tokens per second of engine time, the price of time.
+        max_levels: most levels in one step.
+        width: most vertices of one session that a level expands.
+        factor: what the draft model's path probabilities are scaled with.
+        is_fixed: grow max_levels whatever they bring; for measuring fixed trees.
+    """
+
+    level_time_s: float
+    level_row_time_s: float
+    row_time_s: float
+    tokens_per_s: float
+    max_levels: int = 3
+    width: int = 4
+    factor: float = 1.0
+    is_fixed: bool = False
 
 
 class VerificationBatch(EngineMessage, frozen=True, array_like=True, tag=5):
@@ -82,6 +116,9 @@ class VerificationBatch(EngineMessage, frozen=True, array_like=True, tag=5):
         ngram_hit_rates: probability that the next token of an n-gram guess is right, per order in
             NGRAM_ORDERS. Without any the engine does not guess.
         prefill_tokens: most prompt tokens that this step may prefill over all its sessions.
+        max_sessions: most sessions with a root in this step, 0 for all entries. The engine takes
+            those that `must`, then those with rows to verify, each in the order of the entries.
+        levels: None where the engine shall not draft.
     """
 
     step_no: int
@@ -89,6 +126,8 @@ class VerificationBatch(EngineMessage, frozen=True, array_like=True, tag=5):
     row_price: float
     ngram_hit_rates: list[float]
     prefill_tokens: int
+    max_sessions: int = 0
+    levels: LevelTerms | None = None
 
 
 # --- engine to coordinator -----------------------------------------------------------------------
@@ -98,6 +137,8 @@ class Ready(EngineMessage, frozen=True, array_like=True, tag=32):
     """The model is loaded and measured.
 
     step_time_s and row_time_s: fitted time of a step with one row, and of each further row.
+    level_time_s and level_row_time_s: the same of a level of the engine's own draft model; 0
+        without one.
     """
 
     model: str
@@ -108,6 +149,24 @@ class Ready(EngineMessage, frozen=True, array_like=True, tag=32):
     fingerprint: bytes
     step_time_s: float
     row_time_s: float
+    level_time_s: float = 0.0
+    level_row_time_s: float = 0.0
+
+
+class SourceSeen(msgspec.Struct, frozen=True, array_like=True):
+    """How a source's first level fared against the target's choice after the root.
+
+    Scored for every full tree with at least one child of the root, taken into the step or not.
+
+    Args:
+        source: 0 for the engine's own draft model.
+        predicted: sum of the (unscaled) probabilities of the root's children.
+        is_hit: one of them was the target's choice.
+    """
+
+    source: int
+    predicted: float
+    is_hit: bool
 
 
 class TokenSource(msgspec.Struct, frozen=True, array_like=True):
@@ -117,11 +176,13 @@ class TokenSource(msgspec.Struct, frozen=True, array_like=True):
         source: the source whose vertex arrived first, 0 for none.
         second: another source that had it too, 0 for none.
         ngram: the n-gram guess had it too.
+        own: the engine's own draft model had it too.
     """
 
     source: int = 0
     second: int = 0
     ngram: bool = False
+    own: bool = False
 
 
 class EntryResult(msgspec.Struct, frozen=True, array_like=True):
@@ -145,10 +206,20 @@ class EntryResult(msgspec.Struct, frozen=True, array_like=True):
     ngram_hit: bool = False
     """The first token of the n-gram guess was right."""
     finish: str = ""
+    num_own_rows: int = 0
+    """Tree rows that only the engine's own draft model had proposed."""
+    seen: list[SourceSeen] = []
 
 
 class StepDone(EngineMessage, frozen=True, array_like=True, tag=33):
-    """Times are on the engine's monotonic clock; bind_s is the gap before the forward."""
+    """Times are on the engine's monotonic clock; bind_s is the gap before the forward.
+
+    Args:
+        num_forward_rows: rows of the target's forward, prompt tokens included.
+        num_prefill_rows: prompt tokens among them.
+        num_context_rows: cached rows of all sessions in the forward.
+        num_levels, num_level_rows, level_s: the engine's own drafting in this step.
+    """
 
     step_no: int
     started_s: float
@@ -156,6 +227,11 @@ class StepDone(EngineMessage, frozen=True, array_like=True, tag=33):
     bind_s: float
     num_forward_rows: int
     results: list[EntryResult]
+    num_prefill_rows: int = 0
+    num_context_rows: int = 0
+    num_levels: int = 0
+    num_level_rows: int = 0
+    level_s: float = 0.0
 
 
 class SessionFailed(EngineMessage, frozen=True, array_like=True, tag=34):

@@ -16,6 +16,9 @@ class EngineSettings:
         step_floor_s: every step takes at least this long; stands for a slower device.
         cache_rows: rows of the key-value cache over all sessions; 0 lets the model choose.
         max_sessions: sessions the engine holds at once, finished but unclosed ones included.
+        draft_model: the engine's own draft model, "" for none.
+        emulate: a device profile (name or file) that every forward is padded to, "" for none.
+        stretch: how many real seconds an emulated second takes.
     """
 
     model: str
@@ -25,6 +28,9 @@ class EngineSettings:
     step_floor_s: float = 0.0
     cache_rows: int = 0
     max_sessions: int = 64
+    draft_model: str = ""
+    emulate: str = ""
+    stretch: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,6 +145,15 @@ class GrowthWishes(msgspec.Struct, frozen=True, array_like=True):
     look_ahead: Annotated[int, Meta(ge=1, le=1024)] = 24
     max_unverified: Annotated[int, Meta(ge=1, le=MAX_UNVERIFIED)] = 256
     """Live vertices allowed; raised but never lowered within a lease."""
+    beam_width: Annotated[int, Meta(ge=0, le=256)] = 0
+    """Vertices expanded per level; 0 leaves it to the node."""
+    lockstep_levels: Annotated[int, Meta(ge=0, le=1024)] = 0
+    """0: continuous drafting. Else lock-step rounds: one proposal, after this many levels below the
+    root, for every verdict."""
+    lockstep_vertices: Annotated[int, Meta(ge=0, le=MAX_PROPOSAL_VERTICES)] = 0
+    """Most vertices of a lock-step proposal, best first; 0 for all."""
+    is_proactive: bool = True
+    """Lock-step only: grow on, without sending, while the verdict is awaited."""
 
 
 class Open(Message, frozen=True, array_like=True, tag=34):
