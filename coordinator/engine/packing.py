@@ -91,6 +91,8 @@ def plain(bound: BoundRows) -> BoundRows:
         sources=bound.sources[:1],
         seconds=bound.seconds[:1],
         is_ngram=bound.is_ngram[:1],
+        covered=bound.covered[:1],
+        is_own=bound.is_own[:1],
     )
 
 
