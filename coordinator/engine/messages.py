@@ -66,12 +66,14 @@ class SourceFactor(msgspec.Struct, frozen=True, array_like=True):
         draft: number of its draft model; sources with the same one are merged by the larger
             probability, different ones by the rule of `tree/binding.py`.
         quality: share of first guesses of this draft model that are right; the larger is believed.
+        max_rows: most rows of a session that only such sources draft for; 0 for no such bound.
     """
 
     source: int
     factor: float
     draft: int = 0
     quality: float = 0.0
+    max_rows: int = 0
 
 
 class StepEntry(msgspec.Struct, frozen=True, array_like=True):
