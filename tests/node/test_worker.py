@@ -9,9 +9,10 @@ import pytest
 import trio
 
 from node.drafter import Drafter, DrafterSettings, LevelDone
-from node.link import ReplayLink, backoff_s, delayed
+from node.link import ReplayLink, backoff_s
 from node.link_life import LinkEnd, Refused
 from node.receipts import ReceiptBook
+from node.slow_link import LinkConditions, slowed
 from node.worker import Worker, WorkerSettings, run_io_inline
 from specedge_p2p.identity.keys import Identity
 from specedge_p2p.lm.toy import ToyModel, ToyParams
@@ -307,7 +308,7 @@ async def test_a_delayed_link_adds_half_each_way(autojump_clock: object) -> None
     async with (
         other.serve("/echo", echo),
         one.dial(other.addresses[0], "/echo") as raw,
-        delayed(raw, 0.2) as link,
+        slowed(raw, LinkConditions(round_trip_s=0.2)) as link,
     ):
         started = trio.current_time()
         for i in range(5):
