@@ -58,7 +58,7 @@ class Transit:
         delay_s = conditions.round_trip_s / 2
         if conditions.jitter_s:
             # a log-normal's mean is exp(mu + sigma^2 / 2)
-            mu = math.log(conditions.jitter_s / 2) - _JITTER_SIGMA**2 / 2
+            mu = math.log(conditions.jitter_s) - math.log(2) - _JITTER_SIGMA**2 / 2
             delay_s += self._random.lognormvariate(mu, _JITTER_SIGMA)
         delay_s += self._num_losses() * _RETRANSMISSION_ROUND_TRIPS * conditions.round_trip_s
         self._last_due_s = max(self._last_due_s, now_s + delay_s)
@@ -128,6 +128,7 @@ class SlowLink:
         self._failure = self._failure or LinkClosed("the link was dropped on purpose")
         for scope in self._carriers:
             scope.cancel()
+        self._out_end.close()
         self._in_end.close()
 
     async def carry_out(self) -> None:
