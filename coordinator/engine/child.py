@@ -35,9 +35,10 @@ from coordinator.engine.messages import (
     ToEngine,
     VerificationBatch,
 )
-from coordinator.engine.models import EngineModels, Idle, LoadModels
+from coordinator.engine.models import LoadModels, load_models, on_device
 from coordinator.engine.settings import EngineLimits, EngineSettings
-from specedge_p2p.lm.ports import ModelError
+from specedge_p2p.errors import ClearError
+from specedge_p2p.lm.emulated import EmulatedDevice, PaddingTally, emulated_device
 
 READ_BYTES = 256 * 1024
 MAX_DEFERRED = 64
@@ -92,27 +93,29 @@ class EngineChild:
     def __init__(
         self,
         connection: Connection,
+        core: EngineCore,
         step_floor_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
+        device: EmulatedDevice | None = None,
     ) -> None:
         self._connection = connection
+        self._core = core
         self._step_floor_s = step_floor_s
         self._clock = clock
-        self._core: EngineCore | None = None
+        self._device = device
         self._is_stepping = False
         self._deferred: deque[ToEngine] = deque()
         self._unsettled: set[int] = set()
         """Sessions that a message set aside opens or closes."""
 
-    def run(self, core: EngineCore) -> None:
+    def run(self) -> None:
         """Raises ParentGone when the coordinator has left, FrameError when it speaks nonsense."""
-        self._core = core
         while True:
-            while not core.num_queued:
-                self._take(core, self._connection.next_message(None))
-            while not core.is_full and self._take(core, self._connection.next_message(0.0)):
+            while not self._core.num_queued:
+                self._take(self._connection.next_message(None))
+            while not self._core.is_full and self._take(self._connection.next_message(0.0)):
                 pass
-            self._step(core)
+            self._step()
 
     def idle(self, until_s: float) -> None:
         """Return at until_s, on the child's clock, having heard what arrived.
@@ -120,89 +123,86 @@ class EngineChild:
         A model may call it in the middle of a step; see `_hear`. Raises as `run` does.
         """
         while (rest_s := until_s - self._clock()) > 0:
-            core = self._core
-            is_deaf = core is None or core.is_full or len(self._deferred) >= MAX_DEFERRED
-            if core is None or is_deaf or rest_s <= SOCKET_GRAIN_S:
+            is_deaf = self._core.is_full or len(self._deferred) >= MAX_DEFERRED
+            if is_deaf or rest_s <= SOCKET_GRAIN_S:
                 time.sleep(rest_s)
             elif message := self._connection.next_message(rest_s - SOCKET_GRAIN_S):
-                self._hear(core, message)
+                self._hear(message)
 
-    def _take(self, core: EngineCore, message: ToEngine | None) -> bool:
+    def _take(self, message: ToEngine | None) -> bool:
         if message is None:
             return False
-        core.handle(message)
-        for failure in core.take_failures():
+        self._core.handle(message)
+        for failure in self._core.take_failures():
             self._connection.send(failure)
         return True
 
-    def _hear(self, core: EngineCore, message: ToEngine) -> None:
+    def _hear(self, message: ToEngine) -> None:
         """Take a message; during a step only what touches no model, the rest is set aside.
 
         What a step has bound is fixed, so trees and the queue may grow meanwhile, but a tree of a
         session that waits to be opened must wait with it.
         """
         if not self._is_stepping:
-            self._take(core, message)
+            self._take(message)
             return
         match message:
             case VerificationBatch():
-                core.handle(message)
+                self._core.handle(message)
             case AddVertices() | DropSource() if message.session not in self._unsettled:
-                core.handle(message)
+                self._core.handle(message)
             case OpenSession() | CloseSession() | AddVertices() | DropSource():
                 self._unsettled.add(message.session)
                 self._deferred.append(message)
 
-    def _step(self, core: EngineCore) -> None:
+    def _step(self) -> None:
         ends_s = self._clock() + self._step_floor_s
         self._is_stepping = True
-        *failures, done = core.step_next()
+        *failures, done = self._core.step_next()
         self._is_stepping = False
         assert isinstance(done, StepDone)  # noqa: S101 - for the type checker
         self._unsettled.clear()
         while self._deferred:
-            self._take(core, self._deferred.popleft())
+            self._take(self._deferred.popleft())
         if self._step_floor_s and done.num_forward_rows:
             self.idle(ends_s)
             done = msgspec.structs.replace(done, ended_s=self._clock())
+        if self._device is not None:
+            done = with_tally(done, self._device.tally)
         self._connection.send(*failures, done)
 
 
-def load_models(settings: EngineSettings, _idle: Idle) -> EngineModels:
-    """Load the real thing; imports torch, so only the child may call it. Raises ModelError."""
-    from specedge_p2p.lm.loader import load_model
-
-    target, *drafts = (
-        load_model(
-            name,
-            dtype=settings.dtype,
-            device=settings.device,
-            cache_rows=settings.cache_rows or None,
-            threads=settings.threads or None,
-        )
-        for name in (settings.model, settings.draft_model)
-        if name
+def with_tally(done: StepDone, tally: PaddingTally) -> StepDone:
+    return msgspec.structs.replace(
+        done,
+        num_padded=tally.num_forwards,
+        num_late=tally.num_late,
+        used_s=tally.used_s,
+        padded_s=tally.padded_s,
     )
-    return EngineModels(target, drafts[0] if drafts else None)
 
 
 def serve(sock: socket.socket, settings: EngineSettings, load: LoadModels) -> int:
     """The child's life; returns its exit code."""
     connection = Connection(sock)
-    child = EngineChild(connection, settings.step_floor_s)
     try:
         try:
-            models = load(settings, child.idle)
-        except ModelError as error:
+            device = emulated_device(settings.emulate, settings.stretch)
+            models = on_device(load(settings), device)
+        except ClearError as error:
             connection.send(LoadFailed(str(error)))
             return 2
-        step = measure_step(models.target, time.monotonic, settings.step_floor_s)
         draft = models.draft
+        step = measure_step(models.target, time.monotonic, settings.step_floor_s)
         level = NO_PRICE if draft is None else measure_level(draft, time.monotonic)
         limits = EngineLimits(max_sessions=settings.max_sessions)
         core = EngineCore(models.target, time.monotonic, limits, draft)
         connection.send(core.ready(step, level))
-        child.run(core)
+        child = EngineChild(connection, core, settings.step_floor_s, device=device)
+        if device is not None:
+            device.tally.clear()
+            device.idle = child.idle
+        child.run()
     except FrameError as error:
         sys.stderr.write(f"engine: {error}\n")
         return 1

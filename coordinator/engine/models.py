@@ -1,13 +1,11 @@
-"""The models of an engine process, and how a process waits for a slow one."""
+"""The models of an engine process."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from coordinator.engine.settings import EngineSettings
+from specedge_p2p.lm.emulated import EmulatedDevice
 from specedge_p2p.lm.ports import LanguageModel
-
-Idle = Callable[[float], None]
-"""Returns when the monotonic clock has reached the given second; hears messages meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,5 +16,31 @@ class EngineModels:
     draft: LanguageModel | None = None
 
 
-LoadModels = Callable[[EngineSettings, Idle], EngineModels]
-"""Raises ModelError. A model may call the Idle while it stands for a slower device."""
+LoadModels = Callable[[EngineSettings], EngineModels]
+"""Raises ModelError."""
+
+
+def load_models(settings: EngineSettings) -> EngineModels:
+    """Load the real thing; imports torch, so only the child may call it. Raises ModelError."""
+    from specedge_p2p.lm.loader import load_model
+
+    target, *drafts = (
+        load_model(
+            name,
+            dtype=settings.dtype,
+            device=settings.device,
+            cache_rows=settings.cache_rows or None,
+            threads=settings.threads or None,
+        )
+        for name in (settings.model, settings.draft_model)
+        if name
+    )
+    return EngineModels(target, drafts[0] if drafts else None)
+
+
+def on_device(models: EngineModels, device: EmulatedDevice | None) -> EngineModels:
+    """The same models, padded where a device is emulated. Raises ProfileError."""
+    if device is None:
+        return models
+    draft = None if models.draft is None else device.as_draft(models.draft)
+    return EngineModels(device.as_target(models.target), draft)
