@@ -134,6 +134,7 @@ async def _running_engine(settings: CoordinatorSettings) -> AsyncIterator[Proces
             emulate=settings.emulate,
             stretch=settings.stretch,
             max_sessions=settings.limits.max_sessions,
+            draft_model=settings.engine_draft,
         )
     )
     async with trio.open_nursery() as nursery:
