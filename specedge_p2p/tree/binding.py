@@ -4,29 +4,38 @@ Best first from the root down, so that only vertices next to chosen ones are eve
 probability of a row never exceeds its parent's, whatever a node claims, so the rows are
 prefix-closed.
 
-Trees are merged by (parent, token). Those of one draft model by the larger scaled probability of
-the way from the root. Where several draft models expanded a vertex, the best of them says how
-probable its children are given the vertex; a child that only a lesser one proposed counts
-LESSER_SHARE of what that one says.
+A step waits for this, so it looks at as few vertices as it can: a tree ranks the children of a
+vertex as they arrive, and below a row each tree offers one child at a time, the next one when the
+last is chosen. A child that several trees have is offered by the one that is believed.
 """
 
 import heapq
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp
 
 import numpy as np
 import numpy.typing as npt
 
-from specedge_p2p.tree.draft_tree import Vertex
+from specedge_p2p.tree.merging import (
+    Held,
+    MergedTree,
+    Offer,
+    believed,
+    below,
+    from_nodes,
+    held_below,
+    mass_below,
+    put_in_order,
+    ranks,
+)
 from specedge_p2p.tree.ngram import NgramGuess
 from specedge_p2p.tree.received_tree import ReceivedTree
 
 _NEVER = 1 << 62
 """Arrival of vertices that no node sent: they lose every tie."""
 
-LESSER_SHARE = 0.4
-"""What a guess counts that a better draft model, asked at the same vertex, did not make."""
+_NO_TOKEN = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,136 +103,153 @@ class BoundRows:
         return len(self.token_ids)
 
 
-@dataclass(slots=True)
-class _Held:
-    """One source's vertex: its way from the root has probability factor * exp(total - base)."""
+class _Row:
+    """A chosen row while children of it may be chosen."""
 
-    at: int
-    vertex: Vertex
-    base: float
+    __slots__ = ("child_depth", "guess", "number", "offers", "prob")
 
-
-@dataclass(slots=True)
-class _Merged:
-    """A vertex that may become a row: the same path in all trees that have it."""
-
-    token_id: int
-    parent_row: int
-    depth: int
-    guessed: float = 0.0
-    """Its probability by the trees alone, not held at 1: factors may exceed it."""
-    prob: float = 0.0
-    held: list[_Held] = field(default_factory=list)
-    is_ngram: bool = False
-    covered: float = 0.0
-
-    def nodes(self, sources: Sequence[SourceTree]) -> list[_Held]:
-        """What nodes hold of it, first arrival first."""
-        nodes = [held for held in self.held if not sources[held.at].is_own]
-        return sorted(nodes, key=lambda held: (held.vertex.arrival, held.at))
+    def __init__(
+        self, number: int, child_depth: int, prob: float, offers: list[Offer], guess: int
+    ) -> None:
+        self.number = number
+        self.child_depth = child_depth
+        self.prob = prob
+        self.offers = offers
+        self.guess = guess
 
 
-_Entry = tuple[float, int, int, int, int, int, _Merged]
+_Entry = tuple[float, int, int, int, int, int, _Row, Offer | None, Held]
+"""What orders a candidate - (-probability, depth, arrival, index, token, row) - then its row, who
+offers it (None: the n-gram) and all that have it."""
 
 
 class _Binder:
-    def __init__(
-        self,
-        sources: Sequence[SourceTree],
-        ngram: NgramGuess,
-        ngram_hit_rate: float,
-        limits: BindLimits,
-    ) -> None:
-        self.sources = [source for source in sources if source.tree.is_full]
-        self.ranks = _ranks(self.sources)
-        self.ngram = ngram
-        self.ngram_hit_rate = ngram_hit_rate
-        self.limits = limits
+    def __init__(self, ngram: NgramGuess, ngram_hit_rate: float, limits: BindLimits) -> None:
+        self.guesses = ngram.token_ids
+        self.hit_rate = ngram_hit_rate
+        self.price = limits.row_price
+        self.max_depth = limits.max_depth
+        self.heap: list[_Entry] = []
+        self.num_rows = 1
+        self.numbers: list[int] = []
+        """Per row token, parent, depth, source, second."""
+        self.chances: list[float] = []
+        """Per row probability, covered."""
+        self.marks: list[bool] = []
+        """Per row is_ngram, is_own."""
 
-    def rows(self, root_token: int) -> list[_Merged]:
-        roots = [source.tree.tree.vertex(source.tree.matched) for source in self.sources]
-        held = [_Held(at, root, root.total) for at, root in enumerate(roots)]
-        root = _Merged(root_token, -1, 0, 1.0, 1.0, held, bool(self.ngram.token_ids))
-        rows = [root]
-        heap: list[_Entry] = []
-        self._push_children(heap, root, 0)
-        while heap and len(rows) <= self.limits.max_rows:
-            best = heapq.heappop(heap)[-1]
-            rows.append(best)
-            self._push_children(heap, best, len(rows) - 1)
-        return rows
+    def bind(self, root_token: int, sources: Sequence[SourceTree], max_rows: int) -> BoundRows:
+        self.numbers += (root_token, -1, 0, 0, 0)
+        self.marks += (False, False)
+        self.chances += (1.0, self._open(0, 1.0, _roots(sources), bool(self.guesses)))
+        heap = self.heap
+        while heap and self.num_rows <= max_rows:
+            self._choose(heapq.heappop(heap))
+        return self._columns()
 
-    def _push_children(self, heap: list[_Entry], above: _Merged, row: int) -> None:
-        if above.depth >= self.limits.max_depth:
-            above.covered = above.prob
-            return
-        children = self._children(above, row)
-        for child in children:
-            above.covered = min(above.prob, above.covered + child.prob)
-            if child.prob < self.limits.row_price:
-                continue
-            nodes = child.nodes(self.sources)
-            first = nodes[0].vertex if nodes else None
-            arrival, index = (first.arrival, first.index) if first else (_NEVER, _NEVER)
-            entry = (-child.prob, child.depth, arrival, index, child.token_id, row, child)
-            heapq.heappush(heap, entry)
+    def _choose(self, entry: _Entry) -> None:
+        """Make a candidate the next row."""
+        minus_prob, depth, _, _, token_id, parent, row, offer, held = entry
+        if offer is not None:
+            self._push_next(row, offer)
+        self.num_rows += 1
+        nodes = from_nodes(held)
+        source = nodes[0][0].tree.source if nodes else 0
+        second = nodes[1][0].tree.source if len(nodes) > 1 else 0
+        self.numbers += (token_id, parent, depth, source, second)
+        is_ngram = token_id == row.guess
+        self.marks += (is_ngram, len(nodes) < len(held))
+        covered = self._open(depth, -minus_prob, below(held), is_ngram)
+        self.chances += (-minus_prob, covered)
 
-    def _children(self, above: _Merged, row: int) -> Iterable[_Merged]:
-        """All known children of a vertex with their probabilities."""
-        depth = above.depth + 1
-        found: dict[int, _Merged] = {}
-        for held in above.held:
-            for token_id, vertex in held.vertex.children.items():
-                child = found.setdefault(token_id, _Merged(token_id, row, depth))
-                child.held.append(_Held(held.at, vertex, held.base))
-        leading = min(
-            (self.ranks[held.at] for held in above.held if held.vertex.children), default=0
+    def _open(self, depth: int, prob: float, offers: list[Offer], is_ngram: bool) -> float:
+        """Offer the children of the last row; how much of it they cover."""
+        if depth >= self.max_depth:
+            return prob
+        guess = self.guesses[depth] if is_ngram and depth < len(self.guesses) else _NO_TOKEN
+        if not offers and guess == _NO_TOKEN:
+            return 0.0
+        row = _Row(self.num_rows - 1, depth + 1, prob, offers, guess)
+        covered = mass_below(offers)
+        if guess != _NO_TOKEN:
+            covered += self._push_guess(row)
+        for offer in offers:
+            self._push_next(row, offer)
+        return covered if covered < prob else prob
+
+    def _push_next(self, row: _Row, offer: Offer) -> None:
+        """Let a tree offer its next child, and those that are no less probable."""
+        ranked, at, most = offer.vertex.ranked, offer.num_offered, row.prob
+        is_shared = len(row.offers) > 1
+        while at < len(ranked):
+            child = ranked[at]
+            at += 1
+            claim = offer.share * (offer.factor * exp(child.total - offer.base))
+            prob = claim if claim < most else most
+            if prob < self.price:
+                at = len(ranked)  # those after it cost too much as well
+                break
+            token_id = child.token_id
+            if token_id == row.guess:
+                continue  # it is offered with the guess
+            held = held_below(row.offers, token_id) if is_shared else [(offer, child)]
+            if is_shared and believed(held) is not offer:
+                continue  # another tree offers it
+            order = _first_arrival(held)
+            entry = (-prob, row.child_depth, *order, token_id, row.number, row, offer, held)
+            heapq.heappush(self.heap, entry)
+            if prob < most and (at == len(ranked) or ranked[at].total < child.total):
+                break
+        offer.num_offered = at
+
+    def _push_guess(self, row: _Row) -> float:
+        """Offer what the n-gram guesses; how much more of the row it covers than the trees do."""
+        depth, token_id = row.child_depth, row.guess
+        held = held_below(row.offers, token_id)
+        said = 0.0
+        if held:
+            offer = believed(held)
+            said = min(1.0, offer.share * offer.claim(offer.vertex.children[token_id]))
+        chance = 1.0 - (1.0 - said) * (1.0 - self.hit_rate**depth)
+        prob = min(chance, row.prob)
+        if prob >= self.price:
+            order = _first_arrival(held)
+            entry = (-prob, depth, *order, token_id, row.number, row, None, held)
+            heapq.heappush(self.heap, entry)
+        return chance - said
+
+    def _columns(self) -> BoundRows:
+        numbers = np.ascontiguousarray(np.array(self.numbers, np.int32).reshape(-1, 5).T)
+        token_ids, parents, depths, sources, seconds = numbers
+        probs, covered = np.array(self.chances, np.float32).reshape(-1, 2).T
+        is_ngram, is_own = np.array(self.marks, np.bool_).reshape(-1, 2).T
+        return BoundRows(
+            token_ids, parents, depths, probs, sources, seconds, is_ngram, covered, is_own
         )
-        for child in found.values():
-            self._merge(child, leading)
-        if above.is_ngram and depth <= len(self.ngram.token_ids):
-            token_id = self.ngram.token_ids[depth - 1]
-            child = found.setdefault(token_id, _Merged(token_id, row, depth))
-            child.is_ngram = True
-            missed = (1.0 - min(1.0, child.guessed)) * (1.0 - self.ngram_hit_rate**depth)
-            child.prob = 1.0 - missed
-        for child in found.values():
-            child.prob = min(child.prob, above.prob)
-        return found.values()
-
-    def _merge(self, child: _Merged, leading: int) -> None:
-        """Settle what the trees say of a child, and what each of them is scaled with below it."""
-        by_rank: dict[int, float] = {}
-        for held in child.held:
-            rank = self.ranks[held.at]
-            by_rank[rank] = max(by_rank.get(rank, 0.0), self._claim(held))
-        believed = min(by_rank)
-        share = 1.0 if believed == leading else LESSER_SHARE
-        child.guessed = share * by_rank[believed]
-        child.prob = min(1.0, child.guessed)
-        for held in child.held:
-            said = by_rank[self.ranks[held.at]]
-            if said != child.guessed:
-                held.base += _ratio_log(said, child.guessed)
-
-    def _claim(self, held: _Held) -> float:
-        return self.sources[held.at].factor * math.exp(held.vertex.total - held.base)
 
 
-def _ranks(sources: Sequence[SourceTree]) -> list[int]:
-    """Place of each source's draft model among them, 0 for the most believed."""
-    qualities: dict[int, float] = {}
-    for source in sources:
-        qualities[source.draft] = max(qualities.get(source.draft, -math.inf), source.quality)
-    order = sorted(qualities, key=lambda draft: (-qualities[draft], draft))
-    return [order.index(source.draft) for source in sources]
+def _roots(sources: Sequence[SourceTree]) -> list[Offer]:
+    """What the full trees have below the root."""
+    full = [source for source in sources if source.tree.is_full]
+    offers = []
+    for at, source in enumerate(full):
+        root = source.tree.tree.root_vertex
+        merged = MergedTree(at, source.source, source.factor, source.is_own)
+        offers.append(Offer(merged, root, root.total))
+    if len(full) > 1:
+        places = ranks([source.draft for source in full], [source.quality for source in full])
+        for offer, rank in zip(offers, places, strict=True):
+            offer.tree.rank = rank
+    offers = [offer for offer in offers if offer.vertex.children]
+    if len(offers) > 1:
+        put_in_order(offers)
+    return offers
 
 
-def _ratio_log(said: float, counts: float) -> float:
-    """What to add to a base so that `said` becomes `counts`; nothing that vanishes comes back."""
-    if said <= 0.0 or counts <= 0.0:
-        return math.inf
-    return math.log(said) - math.log(counts)
+def _first_arrival(held: Held) -> tuple[int, int]:
+    """(arrival, index) of the node's vertex that arrived first."""
+    nodes = from_nodes(held)
+    return (nodes[0][1].arrival, nodes[0][1].index) if nodes else (_NEVER, _NEVER)
 
 
 def bind(
@@ -242,23 +268,7 @@ def bind(
         ngram_hit_rate: probability of its first token; each further one has the same again.
         limits: see BindLimits.
     """
-    binder = _Binder(sources, ngram, ngram_hit_rate, limits)
-    rows = binder.rows(root_token)
-    nodes = [[binder.sources[h.at].source for h in row.nodes(binder.sources)] for row in rows]
-    nodes[0] = []  # nobody guessed the root
-    own = [any(binder.sources[h.at].is_own for h in row.held) for row in rows]
-    own[0] = False
-    return BoundRows(
-        token_ids=np.array([row.token_id for row in rows], dtype=np.int32),
-        parents=np.array([row.parent_row for row in rows], dtype=np.int32),
-        depths=np.array([row.depth for row in rows], dtype=np.int32),
-        probs=np.array([row.prob for row in rows], dtype=np.float32),
-        sources=np.array([by[0] if by else 0 for by in nodes], dtype=np.int32),
-        seconds=np.array([by[1] if len(by) > 1 else 0 for by in nodes], dtype=np.int32),
-        is_ngram=np.array([row.is_ngram and row.depth > 0 for row in rows], dtype=bool),
-        covered=np.array([row.covered for row in rows], dtype=np.float32),
-        is_own=np.array(own, dtype=bool),
-    )
+    return _Binder(ngram, ngram_hit_rate, limits).bind(root_token, sources, limits.max_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,8 +291,5 @@ def first_guess(source: SourceTree, chosen: int) -> Seen | None:
     """
     if not source.tree.is_full:
         return None
-    children = source.tree.tree.vertex(source.tree.matched).children
-    if not children:
-        return None
-    predicted = sum(math.exp(child.log_prob) for child in children.values())
-    return Seen(min(1.0, predicted), chosen in children)
+    root = source.tree.tree.root_vertex
+    return Seen(min(1.0, root.mass), chosen in root.children) if root.children else None

@@ -1,7 +1,14 @@
-"""A tree of guessed tokens whose vertices keep their index for life."""
+"""A tree of guessed tokens whose vertices keep their index for life.
 
+What a step waits for costs as little as it can. Children are ranked when they arrive, so that the
+best is at hand. A new root only cuts the tree: what died is forgotten vertex by vertex before
+anybody asks what is alive, so each vertex is paid for once, after it arrived.
+"""
+
+from bisect import insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import exp
 
 import numpy as np
 import numpy.typing as npt
@@ -43,10 +50,23 @@ class Vertex:
     """One guessed token. Read only outside this module.
 
     `total` is the log probability of the way from the first root down to here; only differences of
-    totals mean something. `children` are keyed by token id, in the order of their arrival.
+    totals mean something. `children` are keyed by token id, in the order of their arrival;
+    `ranked` has the same ones, the most probable first, then by index. `mass` is the sum of their
+    probabilities given this vertex.
     """
 
-    __slots__ = ("arrival", "children", "depth", "index", "log_prob", "parent", "token_id", "total")
+    __slots__ = (
+        "arrival",
+        "children",
+        "depth",
+        "index",
+        "log_prob",
+        "mass",
+        "parent",
+        "ranked",
+        "token_id",
+        "total",
+    )
 
     def __init__(self, index: int, token_id: int, arrival: int) -> None:
         self.index = index
@@ -56,33 +76,41 @@ class Vertex:
         self.log_prob = 0.0
         self.depth = 0
         self.total = 0.0
+        self.mass = 0.0
         self.children: dict[int, Vertex] = {}
+        self.ranked: list[Vertex] = []
 
 
 class DraftTree:
     """Live vertices below a root. Indices rise, are never renumbered and never used twice."""
 
-    __slots__ = ("_last_index", "_root", "_vertices")
+    __slots__ = ("_dead", "_last_index", "_root", "_vertices")
 
     def __init__(self, root_token: int, root_index: int = 0) -> None:
         self._root = Vertex(root_index, root_token, 0)
         self._vertices = {root_index: self._root}
         self._last_index = root_index
+        self._dead: list[Vertex] = []
+        """Tops of what died but is still among the vertices."""
 
     @property
     def root(self) -> int:
         return self._root.index
 
+    @property
+    def root_vertex(self) -> Vertex:
+        return self._root
+
     def __len__(self) -> int:
         """Live vertices, the root not counted."""
-        return len(self._vertices) - 1
+        return len(self._alive()) - 1
 
     def __contains__(self, index: object) -> bool:
-        return index in self._vertices
+        return index in self._alive()
 
     def __iter__(self) -> Iterator[int]:
         """Live indices without the root, ascending."""
-        return (index for index in self._vertices if index != self._root.index)
+        return (index for index in self._alive() if index != self._root.index)
 
     def add(
         self, index: int, parent: int, token_id: int, log_prob: float, arrival: int = 0
@@ -93,7 +121,8 @@ class DraftTree:
         """
         if index <= self._last_index:
             raise TreeError(f"index {index} does not follow {self._last_index}")
-        above = self._vertices.get(parent)
+        vertices = self._alive() if self._dead else self._vertices
+        above = vertices.get(parent)
         if above is None:
             self._last_index = index
             return False
@@ -105,67 +134,91 @@ class DraftTree:
         vertex.depth = above.depth + 1
         vertex.total = above.total + log_prob
         above.children[token_id] = vertex
-        self._vertices[index] = vertex
+        above.mass += exp(log_prob)
+        if above.ranked and log_prob > above.ranked[-1].log_prob:
+            insort(above.ranked, vertex, key=_rank)
+        else:  # as honest nodes send them
+            above.ranked.append(vertex)
+        vertices[index] = vertex
         self._last_index = index
         return True
 
     def vertex(self, index: int) -> Vertex:
         """The vertex itself, for walks that must be fast. KeyError when it is not alive."""
-        return self._vertices[index]
+        return self._alive()[index]
 
     def child(self, index: int, token_id: int) -> int | None:
-        found = self._vertices[index].children.get(token_id)
+        found = self.vertex(index).children.get(token_id)
         return None if found is None else found.index
 
     def children(self, index: int) -> Sequence[int]:
-        return tuple(child.index for child in self._vertices[index].children.values())
+        return tuple(child.index for child in self.vertex(index).children.values())
 
     def token_id(self, index: int) -> int:
-        return self._vertices[index].token_id
+        return self.vertex(index).token_id
 
     def parent(self, index: int) -> int:
         """The parent's index, -1 for the first root."""
-        return self._vertices[index].parent
+        return self.vertex(index).parent
 
     def log_prob(self, index: int) -> float:
         """Log probability of the vertex given its parent."""
-        return self._vertices[index].log_prob
+        return self.vertex(index).log_prob
 
     def path_log_prob(self, index: int) -> float:
         """Log probability of the way from the current root down to the vertex."""
-        return self._vertices[index].total - self._root.total
+        return self.vertex(index).total - self._root.total
 
     def depth(self, index: int) -> int:
         """Levels below the first root, so that it never changes."""
-        return self._vertices[index].depth
+        return self.vertex(index).depth
 
     def arrival(self, index: int) -> int:
-        return self._vertices[index].arrival
+        return self.vertex(index).arrival
 
     def path(self, index: int) -> list[int]:
         """Indices below the root down to `index`."""
+        alive = self._alive()
         found = []
         while index != self._root.index:
             found.append(index)
-            index = self._vertices[index].parent
+            index = alive[index].parent
         found.reverse()
         return found
 
     def reroot(self, index: int) -> None:
-        """Keep only `index` and what lies below it. KeyError when it is not alive."""
-        root = self._vertices[index]
-        kept = [root]
-        for vertex in kept:  # grows while it is walked: all descendants
-            kept.extend(vertex.children.values())
-        kept.sort(key=_index_of)
-        self._root = root
-        self._vertices = {vertex.index: vertex for vertex in kept}
+        """Keep only `index` and what lies below it. KeyError when it is not alive.
+
+        Takes time by the number of levels between the two roots alone.
+        """
+        old, vertices = self._root, self._vertices
+        new = at = vertices[index]
+        while at is not old:
+            above = vertices.get(at.parent)
+            if above is None or above.children.get(at.token_id) is not at:
+                raise KeyError(index)  # cut off before, and not yet forgotten
+            at = above
+        if new is not old:
+            del vertices[new.parent].children[new.token_id]
+            self._root = new
+            self._dead.append(old)
 
     def prune_below_root(self) -> None:
         """Drop everything but the root."""
-        self._root.children.clear()
-        self._vertices = {self._root.index: self._root}
+        root = self._root
+        self._dead += root.ranked
+        root.children, root.ranked, root.mass = {}, [], 0.0
+
+    def _alive(self) -> dict[int, Vertex]:
+        """All live vertices, after forgetting the dead ones."""
+        dead, vertices = self._dead, self._vertices
+        if dead:
+            self._dead = []
+            for vertex in dead:  # grows while it is walked: all descendants
+                dead.extend(vertex.children.values())
+                del vertices[vertex.index]
+        return vertices
 
 
-def _index_of(vertex: Vertex) -> int:
-    return vertex.index
+def _rank(vertex: Vertex) -> float:
+    return -vertex.log_prob

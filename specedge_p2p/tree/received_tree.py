@@ -109,7 +109,7 @@ class ReceivedTree:
         if self._beyond:
             self._beyond.extend(token_ids)
             return
-        vertex = self.tree.vertex(self.tree.root)
+        vertex = self.tree.root_vertex
         for num_matched, token_id in enumerate(token_ids):
             below = vertex.children.get(token_id)
             if below is None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from specedge_p2p.tree.binding import BindLimits, BoundRows, Seen, SourceTree, bind, first_guess
 from specedge_p2p.tree.ngram import NgramGuess
 from specedge_p2p.tree.received_tree import ReceivedTree
+from tests.support.plain_binding import plain_bind
 from tests.support.trees import columns
 
 ALL = BindLimits(row_price=0.0, max_rows=100, max_depth=100)
@@ -222,42 +223,72 @@ def slow_bind(
     return [(key, merged[key]) for key in chosen[: limits.max_rows]]
 
 
-@given(st.data())
-def test_bind_equals_brute_force_over_all_vertices(data: st.DataObject) -> None:
+@dataclass(frozen=True)
+class Case:
+    sources: list[SourceTree]
+    guess: NgramGuess
+    rate: float
+    limits: BindLimits
+
+
+@st.composite
+def cases(draw: st.DrawFn, num_drafts: int) -> Case:
+    """Trees over three tokens, with many equal probabilities, grown in several proposals."""
     tokens = st.integers(0, 2)
-    committed = data.draw(st.lists(tokens, max_size=2))
+    committed = draw(st.lists(tokens, max_size=2))
     sources = []
     arrival = 0
-    for number in range(data.draw(st.integers(0, 3))):
+    for number in range(draw(st.integers(0, 4))):
         tree = ReceivedTree(1, 4, committed, 9)
         used: set[tuple[int, int]] = set()
-        for _ in range(data.draw(st.integers(0, 3))):
+        for _ in range(draw(st.integers(0, 3))):
             arrival += 1
             first, new = tree.next_index, []
-            for index in range(first, first + data.draw(st.integers(0, 6))):
-                edge = (data.draw(st.integers(0, index - 1)), data.draw(tokens))
-                if edge not in used:
-                    used.add(edge)
-                    new.append((*edge, -data.draw(st.integers(0, 24)) / 16))
-                else:
+            for index in range(first, first + draw(st.integers(0, 8))):
+                edge = (draw(st.integers(max(0, index - 4), index - 1)), draw(tokens))
+                if edge in used:
                     break
+                used.add(edge)
+                new.append((*edge, -draw(st.integers(0, 24)) / 16))
             tree.extend(first, columns(new), arrival)
-        factor = data.draw(st.sampled_from([0.02, 0.5, 1.0, 1.3]))
-        sources.append(SourceTree(number + 5, tree, factor))
-    guess = NgramGuess(3, tuple(data.draw(st.lists(tokens, max_size=4))))
-    rate = data.draw(st.sampled_from([0.0, 0.3, 0.7, 1.0]))
-    limits = BindLimits(
-        row_price=data.draw(st.sampled_from([0.0, 0.05, 0.4])),
-        max_rows=data.draw(st.integers(0, 12)),
-        max_depth=data.draw(st.integers(0, 5)),
+        draft = draw(st.integers(1, num_drafts))
+        sources.append(
+            SourceTree(
+                source=number + 5,
+                tree=tree,
+                factor=draw(st.sampled_from([0.02, 0.5, 1.0, 1.3])),
+                draft=draft,
+                quality=draw(st.sampled_from([0.5, 0.7])),
+                is_own=num_drafts > 1 and draw(st.booleans()),
+            )
+        )
+    tree_tokens = tuple(draw(st.lists(tokens, max_size=4)))
+    return Case(
+        sources,
+        NgramGuess(3, tree_tokens),
+        draw(st.sampled_from([0.0, 0.3, 0.7, 1.0])),
+        BindLimits(
+            row_price=draw(st.sampled_from([0.0, 0.05, 0.4])),
+            max_rows=draw(st.integers(0, 12)),
+            max_depth=draw(st.integers(0, 5)),
+        ),
     )
-    rows = bind(9, sources, guess, rate, limits)
-    expected = slow_bind(sources, guess, rate, limits)
 
+
+def paths_of(rows: BoundRows) -> list[tuple[int, ...]]:
     paths: list[tuple[int, ...]] = [()]
     for row in range(1, len(rows)):
         assert 0 <= rows.parents[row] < row
         paths.append((*paths[rows.parents[row]], int(rows.token_ids[row])))
+    return paths
+
+
+@given(cases(num_drafts=1))
+def test_bind_equals_brute_force_over_all_vertices(case: Case) -> None:
+    sources = case.sources
+    rows = bind(9, sources, case.guess, case.rate, case.limits)
+    expected = slow_bind(sources, case.guess, case.rate, case.limits)
+    paths = paths_of(rows)
     assert paths[1:] == [key for key, _ in expected]
     assert rows.depths.tolist() == [len(path) for path in paths]
     for row, (_, vertex) in enumerate(expected, 1):
@@ -265,6 +296,30 @@ def test_bind_equals_brute_force_over_all_vertices(data: st.DataObject) -> None:
         numbers = [sources[at].source for _, at, _ in vertex.holders] + [0, 0]
         assert [rows.sources[row], rows.seconds[row]] == numbers[:2]
         assert rows.is_ngram[row] == vertex.is_ngram
+
+
+@given(st.one_of(cases(num_drafts=1), cases(num_drafts=3)))
+def test_bind_equals_its_plain_twin(case: Case) -> None:
+    rows = bind(9, case.sources, case.guess, case.rate, case.limits)
+    plain = plain_bind(9, case.sources, case.guess, case.rate, case.limits)
+    for name in ("token_ids", "parents", "depths", "sources", "seconds", "is_ngram", "is_own"):
+        mine, theirs = getattr(rows, name), getattr(plain, name)
+        assert mine.dtype == theirs.dtype
+        assert mine.tolist() == theirs.tolist(), name
+    assert rows.probs.tolist() == plain.probs.tolist()
+    np.testing.assert_allclose(rows.covered, plain.covered, rtol=1e-5, atol=1e-6)
+
+
+@given(cases(num_drafts=3))
+def test_no_row_is_more_probable_than_its_parent_or_covered_beyond_itself(case: Case) -> None:
+    rows = bind(9, case.sources, case.guess, case.rate, case.limits)
+    assert (rows.probs[1:] <= rows.probs[rows.parents[1:]]).all()
+    assert (rows.probs[1:] >= np.float32(case.limits.row_price)).all()
+    assert (np.diff(rows.probs) <= 0).all()
+    assert (rows.covered >= 0).all()
+    assert (rows.covered <= rows.probs).all()
+    below = np.bincount(rows.parents[1:], weights=rows.probs[1:], minlength=len(rows))
+    assert (rows.covered >= np.minimum(below, rows.probs) - 1e-6).all()
 
 
 def test_binding_eight_sessions_takes_far_less_than_a_step() -> None:

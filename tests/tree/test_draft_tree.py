@@ -118,3 +118,66 @@ def test_reroot_equals_brute_force(data: st.DataObject) -> None:
         below = ancestors(index)[: ancestors(index).index(chosen)]
         assert tree.path(index) == below[::-1]
         assert math.isclose(tree.path_log_prob(index), -0.25 * len(below))
+
+
+def test_what_was_cut_off_cannot_become_the_root() -> None:
+    tree = small_tree()
+    tree.reroot(3)
+    for index in (0, 1, 2, 4):  # cut off, though nobody has asked yet what is alive
+        with pytest.raises(KeyError):
+            tree.reroot(index)
+    tree.prune_below_root()
+    with pytest.raises(KeyError):
+        tree.reroot(5)
+    tree.reroot(3)
+    assert list(tree) == []
+
+
+def test_children_are_ranked_by_probability_then_index() -> None:
+    tree = DraftTree(7)
+    for index, log_prob in enumerate([-1.0, -0.5, -1.0, -2.0, -0.5], 1):
+        tree.add(index, 0, index, log_prob)
+    root = tree.root_vertex
+    assert [vertex.index for vertex in root.ranked] == [2, 5, 1, 3, 4]
+    assert math.isclose(root.mass, 2 * math.exp(-0.5) + 2 * math.exp(-1) + math.exp(-2))
+    assert list(root.children) == [1, 2, 3, 4, 5]
+
+
+@given(st.data())
+def test_the_live_vertices_are_right_whenever_they_are_asked_for(data: st.DataObject) -> None:
+    """Against a tree that is worked out anew: cuts pile up before anything is forgotten."""
+    tree = DraftTree(0)
+    parents: dict[int, int] = {}
+    root, cut = 0, set[int]()
+
+    def is_alive(index: int) -> bool:
+        while index != root:
+            if index not in parents or index in cut:
+                return False
+            index = parents[index]
+        return True
+
+    for _ in range(data.draw(st.integers(1, 30))):
+        index = len(parents) + 1
+        match data.draw(st.sampled_from(["add", "add", "add", "reroot", "prune", "look"])):
+            case "add":
+                parent = data.draw(st.integers(0, index - 1))
+                assert tree.add(index, parent, index, -0.5) == is_alive(parent)
+                parents[index] = parent
+            case "reroot":
+                chosen = data.draw(st.integers(0, index - 1))
+                if is_alive(chosen):
+                    tree.reroot(chosen)
+                    root = chosen
+                else:
+                    with pytest.raises(KeyError):
+                        tree.reroot(chosen)
+            case "prune":
+                tree.prune_below_root()
+                cut |= {i for i in parents if i != root and is_alive(i)}
+            case _:
+                live = [i for i in parents if i != root and is_alive(i)]
+                assert list(tree) == live
+                assert len(tree) == len(live)
+                assert all((i in tree) == is_alive(i) for i in range(index + 1))
+                assert tree.root == root
