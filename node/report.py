@@ -18,7 +18,7 @@ class NodeReport(msgspec.Struct, frozen=True):
         num_sent: vertices proposed.
         num_accepted: tokens accepted, as the verdicts say.
         num_committed: tokens committed in its sessions, whoever guessed them.
-        num_forwards, num_late, used_s, padded_s: the tally of the emulated device, see
+        num_forwards, num_late, used_s, padded_s, over_s: the tally of the emulated device, see
             `specedge_p2p.lm.emulated`; 0 without one.
     """
 
@@ -35,6 +35,7 @@ class NodeReport(msgspec.Struct, frozen=True):
     num_late: int
     used_s: float
     padded_s: float
+    over_s: float
 
 
 def write_report(
@@ -55,5 +56,6 @@ def write_report(
         num_late=tally.num_late,
         used_s=tally.used_s,
         padded_s=tally.padded_s,
+        over_s=tally.over_s,
     )
     file.write_bytes(msgspec.json.encode(report) + b"\n")

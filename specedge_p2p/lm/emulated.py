@@ -113,17 +113,21 @@ class PaddingTally:
         num_late: those that ended late, by the real work or by the wake-up.
         used_s: real seconds that their work took.
         padded_s: real seconds that they were to take.
+        over_s: real seconds by which they ended after their time, late or not.
     """
 
     num_forwards: int = 0
     num_late: int = 0
     used_s: float = 0.0
     padded_s: float = 0.0
+    over_s: float = 0.0
 
     def add(self, cost_s: float, used_s: float, total_s: float) -> None:
         """Count a forward that was to take cost_s, worked used_s and ended after total_s."""
         self.num_forwards += 1
-        self.num_late += total_s - cost_s > max(LATE_S, LATE_SHARE * cost_s)
+        over_s = total_s - cost_s
+        self.num_late += over_s > max(LATE_S, LATE_SHARE * cost_s)
+        self.over_s += max(0.0, over_s)
         self.used_s += used_s
         self.padded_s += cost_s
 
@@ -133,7 +137,7 @@ class PaddingTally:
     def clear(self) -> None:
         """Forget what was counted: a calibration is not part of a run."""
         self.num_forwards = self.num_late = 0
-        self.used_s = self.padded_s = 0.0
+        self.used_s = self.padded_s = self.over_s = 0.0
 
 
 def sleep_until(until_s: float) -> None:

@@ -123,6 +123,7 @@ def test_work_that_takes_too_long_is_late_and_not_padded(
     assert (device.tally.num_forwards, device.tally.num_late, clock.waits) == (2, 1, [])
     assert device.tally.used_s == pytest.approx(0.084)
     assert device.tally.padded_s == pytest.approx(0.082)
+    assert device.tally.over_s == pytest.approx(0.002)
 
 
 def test_a_late_wake_up_is_late(clock: Clock, working: WorkingModel) -> None:
@@ -198,6 +199,7 @@ def test_late_is_two_percent_and_a_millisecond(
     assert tally.num_forwards == num
     assert tally.used_s == pytest.approx(num * used_s)
     assert tally.padded_s == pytest.approx(num * cost_s)
+    assert tally.over_s == pytest.approx(num * over_s, abs=1e-9)
 
 
 def test_the_plain_idle_waits_for_the_real_clock() -> None:
