@@ -79,7 +79,12 @@ class Coordinator:
             self.accounting,
             StepPolicy(
                 PlanLimits(
-                    limits.max_rows, limits.max_sessions, limits.prefill_tokens, limits.has_ngram
+                    limits.max_rows,
+                    limits.max_sessions,
+                    limits.prefill_tokens,
+                    limits.has_ngram,
+                    limits.max_batch,
+                    limits.engine_tree,
                 ),
                 clock,
             ),

@@ -102,10 +102,39 @@ def serve(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto takes a GPU.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")] = 1,
     max_sessions: Annotated[int, typer.Option(min=1, max=4096, help="Live sessions.")] = 64,
+    engine_draft: Annotated[
+        str,
+        typer.Option(help="Draft model that the engine runs beside the target, or none."),
+    ] = "none",
+    engine_tree: Annotated[
+        str,
+        typer.Option(
+            help="What it grows: auto (what pays), off, or a fixed tree of levels x width.",
+            metavar="off|auto|DxW",
+        ),
+    ] = "auto",
+    max_batch: Annotated[
+        int, typer.Option(min=0, max=4096, help="Most sessions that one step decodes; 0: all.")
+    ] = 0,
     step_floor: Annotated[
         float,
         typer.Option(min=0.0, max=10.0, help="For measuring: pad engine steps to these seconds."),
     ] = 0.0,
+    emulate: Annotated[
+        str,
+        typer.Option(
+            help="For measuring: pad every forward to what it takes on another device.",
+            metavar="NAME|FILE",
+        ),
+    ] = "",
+    stretch: Annotated[
+        float,
+        typer.Option(
+            min=0.1,
+            max=1000.0,
+            help="For measuring: real seconds per emulated second of --emulate.",
+        ),
+    ] = 1.0,
     ngram: Annotated[
         bool,
         typer.Option("--ngram/--no-ngram", hidden=True, help="For measuring: guess from the text."),
@@ -123,8 +152,11 @@ def serve(
     """
     with clear_errors():
         from coordinator.main import run_coordinator
-        from coordinator.settings import CoordinatorSettings, Limits
+        from coordinator.settings import CoordinatorSettings, Limits, parse_tree
+        from specedge_p2p.lm.emulated import load_profile
 
+        if emulate:
+            load_profile(emulate).step_cost()  # a mistake shows before anything is loaded
         if host not in LOOPBACK and not (require_keys or public):
             raise ClearError(
                 f"--host {host} can be reached by others: add --require-keys (and make a key with "
@@ -133,10 +165,13 @@ def serve(
         settings = CoordinatorSettings(
             home=home,
             model=model,
+            engine_draft="" if engine_draft == "none" or engine_tree == "off" else engine_draft,
             dtype=dtype.value,
             device=device,
             threads=threads,
             step_floor_s=step_floor,
+            emulate=emulate,
+            stretch=stretch,
             host=host,
             port=port,
             listen=tuple(listen or ("/ip4/0.0.0.0/tcp/4011",)),
@@ -145,7 +180,12 @@ def serve(
             require_keys=require_keys,
             allowed_nodes=frozenset(_peer_id(text) for text in allow or ()),
             draft_models=tuple(suggest or (("demo-draft",) if model == "demo-target" else ())),
-            limits=Limits(max_sessions=max_sessions, has_ngram=ngram),
+            limits=Limits(
+                max_sessions=max_sessions,
+                has_ngram=ngram,
+                max_batch=max_batch,
+                engine_tree=parse_tree(engine_tree),
+            ),
         )
         start_logging()
         trio.run(run_coordinator, settings, ready_fd)

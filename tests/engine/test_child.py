@@ -2,17 +2,32 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from coordinator.engine.child import serve
+from coordinator.engine.child import MAX_DEFERRED, Connection, EngineChild, ParentGone, serve
+from coordinator.engine.core import EngineCore
 from coordinator.engine.framing import FrameCutter, FromChild, decode_from_child, encode
-from coordinator.engine.messages import LoadFailed, Ready, SessionFailed, StepDone, ToEngine
-from coordinator.engine.settings import EngineSettings
-from tests.support.engine import batch, open_session
-from tests.support.toy_engine import load
+from coordinator.engine.messages import (
+    CloseSession,
+    DropSource,
+    LevelTerms,
+    LoadFailed,
+    Ready,
+    SessionFailed,
+    StepDone,
+    ToEngine,
+)
+from coordinator.engine.settings import EngineLimits, EngineSettings
+from specedge_p2p.lm.ports import Rows, TokenIds
+from specedge_p2p.lm.toy import ToyModel, toy_decode
+from specedge_p2p.noise import noise_key, seed_bytes
+from tests.support.engine import GREEDY, batch, open_session, vertices
+from tests.support.toy_engine import PARAMS, load
 
 SETTINGS = EngineSettings("toy", max_sessions=2)
 
@@ -108,4 +123,166 @@ def test_a_full_queue_does_not_break_the_padding() -> None:
         done = child.hear()
         assert isinstance(done, StepDone)
         assert done.ended_s - done.started_s >= 0.02
+    child.close()
+
+
+PROFILE = '{"name": "p", "notes": "for a test", "step_ms": 10, "row_ms": 2}'
+
+
+def test_an_emulated_device_takes_its_time_and_counts(tmp_path: Path) -> None:
+    profile = tmp_path / "p.json"
+    profile.write_text(PROFILE)
+    child = Child(replace(SETTINGS, emulate=str(profile), stretch=2.0))
+    ready = child.hear()
+    assert isinstance(ready, Ready)
+    assert ready.step_time_s >= 0.024
+    child.say(open_session(1, [5, 6, 7]), *[batch([1], step_no=n) for n in range(3)])
+    padded_s = 0.0
+    for num_padded in (1, 2, 3):
+        done = child.hear()
+        assert isinstance(done, StepDone)
+        cost_s = 0.02 + 0.004 * done.num_forward_rows
+        padded_s += cost_s
+        assert done.ended_s - done.started_s >= cost_s
+        assert done.num_padded == num_padded  # the calibration is not counted
+        assert done.padded_s == pytest.approx(padded_s)
+        assert done.used_s > 0
+        assert 0 <= done.num_late <= num_padded
+    child.close()
+
+
+def test_a_real_device_counts_nothing(child: Child) -> None:
+    child.say(open_session(1, [5, 6]), batch([1]))
+    done = child.hear()
+    assert isinstance(done, StepDone)
+    assert (done.num_padded, done.num_late, done.used_s, done.padded_s) == (0, 0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("profile", "words"), [("no-such", "a100-32b"), ("slow-15ms", "step_ms")])
+def test_a_profile_that_cannot_be_used_is_said(profile: str, words: str) -> None:
+    child = Child(replace(SETTINGS, emulate=profile))
+    failed = child.hear()
+    assert isinstance(failed, LoadFailed)
+    assert words in failed.text
+    assert child.join() == 2
+    child.close()
+
+
+def emulated(folder: Path, step_ms: int, draft_model: str = "") -> EngineSettings:
+    profile = folder / "slow.json"
+    times = f'"step_ms": {step_ms}, "row_ms": 0, "level_ms": 20, "level_row_ms": 0'
+    profile.write_text('{"name": "slow", "notes": "for a test", ' + times + "}")
+    return replace(SETTINGS, emulate=str(profile), draft_model=draft_model)
+
+
+class Interrupted(ToyModel):
+    """The coordinator speaks in the middle of its forwards, and hangs up in the last of them."""
+
+    def __init__(self, sock: socket.socket, meanwhile: Sequence[Sequence[ToEngine]]) -> None:
+        super().__init__(PARAMS)
+        self._sock, self._meanwhile = sock, list(meanwhile)
+        self.idle: Callable[[float], None] | None = None
+
+    def choose(self, batch: Sequence[Rows]) -> list[TokenIds]:
+        choices = super().choose(batch)
+        if self._meanwhile:
+            self._sock.sendall(encode(*self._meanwhile.pop(0)))
+            assert self.idle is not None
+            self.idle(time.monotonic() + 0.05)
+        else:
+            self._sock.shutdown(socket.SHUT_WR)
+        return choices
+
+
+def converse(first: Sequence[ToEngine], *meanwhile: Sequence[ToEngine]) -> list[FromChild]:
+    """What a child says that hears `first`, then in each forward the next of `meanwhile`."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(10)
+        model = Interrupted(ours, meanwhile)
+        child = EngineChild(Connection(theirs), EngineCore(model, time.monotonic))
+        model.idle = child.idle
+        ours.sendall(encode(*first))
+        with pytest.raises(ParentGone):
+            child.run()
+        theirs.close()
+        said = b"".join(iter(lambda: ours.recv(65536), b""))
+    return [message for frame in FrameCutter().feed(said) for message in decode_from_child(frame)]
+
+
+def test_a_forward_that_waits_listens() -> None:
+    """Trees and batches are taken at once; what opens a session waits for the step's end."""
+    prompt = [5, 6, 7]
+    right = toy_decode(PARAMS, prompt, GREEDY, noise_key(seed_bytes(0), prompt), 16)
+    tree_of_a_session_to_come = vertices(2, 3, 3, right[:2])
+    both = batch([1, 2], step_no=2, sources=[3], hit_rates=[0, 0, 0])
+    first, second = converse(
+        [open_session(1, prompt), batch([1])],
+        [
+            vertices(1, 3, 3, right[:4]),
+            vertices(1, 4, 3, right[:1]),
+            DropSource(1, 4),
+            open_session(2, prompt),
+            tree_of_a_session_to_come,
+            both,
+        ],
+    )
+    assert isinstance(first, StepDone)
+    assert [seen.source for seen in first.results[0].seen] == [3]  # it came during the step
+    assert isinstance(second, StepDone)
+    assert [result.token_ids for result in second.results] == [right[1:5], right[:1]]
+    assert [seen.source for seen in second.results[1].seen] == [3]
+
+
+def test_what_closes_a_session_waits_for_the_end_of_its_step() -> None:
+    prompt = [5, 6, 7]
+    first, *failures, last = converse(
+        [open_session(1, prompt), open_session(2, prompt), batch([1])],
+        [CloseSession(1), vertices(1, 3, 3, [9]), batch([1, 2], step_no=2)],
+    )
+    assert isinstance(first, StepDone)
+    assert len(first.results) == 1
+    assert first.results[0].seen == []  # what came after the close is nobody's
+    assert failures == []
+    assert isinstance(last, StepDone)
+    assert [result.session for result in last.results] == [2]
+
+
+def test_law7_bounded_what_waits_for_a_step_stays_in_the_socket() -> None:
+    opened = [open_session(n, [5, 6]) for n in range(2, 3 * MAX_DEFERRED)]
+    *refused, last = converse(
+        [open_session(1, [5, 6]), batch([1])],
+        [*opened, batch([1, 2 * MAX_DEFERRED], step_no=2)],
+    )
+    (at,) = [i for i, said in enumerate(refused) if isinstance(said, StepDone)]
+    num_places = EngineLimits().max_sessions - 1
+    assert at == MAX_DEFERRED - num_places  # what the child had set aside by the end of the step
+    assert len(refused) - 1 == len(opened) - num_places
+    assert isinstance(last, StepDone)
+    assert last.step_no == 2
+
+
+def test_it_leaves_in_the_middle_of_a_padded_forward(tmp_path: Path) -> None:
+    child = Child(emulated(tmp_path, step_ms=300))
+    assert isinstance(child.hear(), Ready)
+    child.say(open_session(1, [5, 6, 7]), *[batch([1], step_no=n) for n in range(3)])
+    child.sock.close()
+    assert child.join() == 0
+
+
+def test_levels_are_measured_and_padded(tmp_path: Path) -> None:
+    child = Child(emulated(tmp_path, step_ms=30, draft_model="toy"))
+    ready = child.hear()
+    assert isinstance(ready, Ready)
+    assert ready.level_time_s >= 0.02
+    assert len(ready.draft_fingerprint) == 16
+    terms = LevelTerms(0.02, 0.0, 0.0, tokens_per_s=1.0, max_levels=2)
+    child.say(open_session(1, [5, 6, 7]), batch([1]), batch([1], levels=terms))
+    first, second = child.hear(), child.hear()
+    assert isinstance(first, StepDone)
+    assert isinstance(second, StepDone)
+    assert second.num_levels == 2
+    assert second.level_s >= 0.04
+    assert second.ended_s - second.started_s >= 0.07
+    assert second.num_padded == first.num_padded + 3
     child.close()

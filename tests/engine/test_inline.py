@@ -6,7 +6,7 @@ from trio.testing import MockClock
 
 from coordinator.engine.core import EngineCore
 from coordinator.engine.inline import InlineEngine
-from coordinator.engine.messages import EngineDied, Ready, SessionFailed, StepDone
+from coordinator.engine.messages import EngineDied, LevelTerms, Ready, SessionFailed, StepDone
 from coordinator.engine.ports import Engine, EngineError
 from specedge_p2p.lm.toy import ToyModel, ToyParams, toy_decode
 from specedge_p2p.noise import noise_key, seed_bytes
@@ -17,11 +17,20 @@ PROMPT = [5, 9, 7, 5, 9, 7, 3]
 RIGHT = toy_decode(PARAMS, PROMPT, GREEDY, noise_key(seed_bytes(0), PROMPT), 16)
 
 
-def make_engine(respawn_s: float = 0.5) -> InlineEngine:
+def make_engine(respawn_s: float = 0.5, *, has_draft: bool = False) -> InlineEngine:
     def make_core() -> EngineCore:
-        return EngineCore(ToyModel(PARAMS), trio.current_time)
+        draft = ToyModel(PARAMS, name="draft") if has_draft else None
+        return EngineCore(ToyModel(PARAMS), trio.current_time, draft=draft)
 
-    return InlineEngine(make_core, lambda rows, sequences: 0.1 + 0.01 * rows, respawn_s)
+    def level_cost(rows: float) -> float:
+        return 0.02 + 0.001 * rows
+
+    return InlineEngine(
+        make_core,
+        lambda rows, sequences: 0.1 + 0.01 * rows,
+        level_cost if has_draft else None,
+        respawn_s,
+    )
 
 
 async def step_done(engine: Engine) -> StepDone:
@@ -49,6 +58,26 @@ async def test_steps_take_their_cost_one_after_the_other(
     assert second.started_s == pytest.approx(first.ended_s)
     assert second.ended_s - second.started_s == pytest.approx(0.11)
     assert [r.token_ids for d in (first, second) for r in d.results] == [RIGHT[:1], RIGHT[1:2]]
+
+
+async def test_levels_take_their_cost_too(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    engine = make_engine(has_draft=True)
+    await nursery.start(engine.run)
+    ready = await engine.receive()
+    assert isinstance(ready, Ready)
+    assert ready.level_time_s == pytest.approx(0.021)
+    assert ready.level_row_time_s == pytest.approx(0.001)
+    assert len(ready.draft_fingerprint) == 16
+    terms = LevelTerms(0.021, 0.001, 0.01, tokens_per_s=1.0)
+    await engine.send(open_session(1, PROMPT), batch([1]), batch([1], step_no=2, levels=terms))
+    await step_done(engine)
+    done = await step_done(engine)
+    assert done.num_levels == terms.max_levels
+    level_s = 0.02 * done.num_levels + 0.001 * done.num_level_rows
+    assert done.level_s == pytest.approx(level_s)
+    step_s = 0.1 + 0.01 * done.num_forward_rows
+    assert done.ended_s - done.started_s == pytest.approx(level_s + step_s)
+    assert done.results[0].token_ids == RIGHT[1:5]
 
 
 async def test_what_arrives_during_a_step_is_bound_by_the_next(

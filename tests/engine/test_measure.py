@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from coordinator.engine.measure import fit, measure_step
-from specedge_p2p.lm.ports import ModelError, Rows, TokenIds
-from specedge_p2p.lm.toy import ToyModel
+from coordinator.engine.measure import fit, measure_level, measure_step
+from specedge_p2p.lm.ports import Children, ModelError, Rows, TokenIds
+from specedge_p2p.lm.toy import ToyModel, ToyParams
 
 
 class TimedModel(ToyModel):
@@ -18,12 +18,24 @@ class TimedModel(ToyModel):
         self.now += 0.010 + 0.001 * sum(len(rows.token_ids) for rows in batch)
         return super().choose(batch)
 
+    def expand(self, batch: Sequence[Rows], branch_width: int) -> list[Children]:
+        self.now += 0.005 + 0.0005 * sum(len(rows.token_ids) for rows in batch)
+        return super().expand(batch, branch_width)
+
 
 def test_the_line_is_found_and_nothing_is_left_behind() -> None:
     model = TimedModel(cache_rows=200)
     price = measure_step(model, lambda: model.now)
     assert price.step_time_s == pytest.approx(0.011)
     assert price.row_time_s == pytest.approx(0.001)
+    assert model.num_free_rows == 200
+
+
+def test_levels_are_measured_alike() -> None:
+    model = TimedModel(ToyParams(vocab_size=4), cache_rows=200)  # fewer tokens than children
+    price = measure_level(model, lambda: model.now)
+    assert price.step_time_s == pytest.approx(0.0055)
+    assert price.row_time_s == pytest.approx(0.0005)
     assert model.num_free_rows == 200
 
 
