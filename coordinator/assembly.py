@@ -6,6 +6,7 @@ whole swarm in virtual time.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import SystemRandom
 
 import trio
 
@@ -25,6 +26,7 @@ from coordinator.sessions import Sessions
 from coordinator.settings import Limits, Timing
 from coordinator.status import Status
 from coordinator.target_text import TextCodec
+from coordinator.trial import Trial
 from specedge_p2p.names import PeerId
 from specedge_p2p.overlay.ports import DRAFT_PROTOCOL, Overlay
 from specedge_p2p.tasks import TaskStatus
@@ -48,6 +50,8 @@ class Parts:
     allowed_nodes: frozenset[PeerId] = frozenset()
     limits: Limits = Limits()
     timing: Timing = Timing()
+    uniform: Callable[[], float] = SystemRandom().random
+    """Random numbers in [0, 1), to choose sessions that are measured without volunteers."""
 
 
 class Coordinator:
@@ -87,7 +91,12 @@ class Coordinator:
             self._on_ready,
         )
         self.generations = LiveGenerations(
-            self.rounds, self.sessions, parts.codec, self._model_card, clock
+            self.rounds,
+            self.sessions,
+            parts.codec,
+            Trial(self.leases, parts.allowed_nodes, limits.holdout_rate, parts.uniform),
+            self._model_card,
+            clock,
         )
         self.status = Status(
             parts.overlay,

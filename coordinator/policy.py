@@ -36,7 +36,7 @@ class StepPolicy:
             SessionState(s.number, tuple(sources(s)), last.get(s.number, s.opened_s))
             for s in sessions
         ]
-        batch = plan(now, states, self._costs(), self._limits, self._step_no)
+        batch = plan(now, states, self.costs, self._limits, self._step_no)
         planned = {entry.session for entry in batch.entries}
         self._last_planned_s = {
             s.session: now if s.session in planned else s.last_planned_s for s in states
@@ -48,5 +48,7 @@ class StepPolicy:
         for result in step.results:
             self._ngram_rates.observe(result.ngram_order, is_hit=result.ngram_hit)
 
-    def _costs(self) -> Costs:
+    @property
+    def costs(self) -> Costs:
+        """What is believed now."""
         return Costs(self._step_costs, self._throughput.tokens_per_s, self._ngram_rates.rates)

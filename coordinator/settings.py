@@ -19,6 +19,9 @@ class Limits:
     """Whether the engine guesses from a session's own text; only measurements do without."""
     prefill_tokens: int = 256
     """Most prompt tokens that one step prefills over all sessions."""
+    holdout_rate: float = 0.0075
+    """Share of the sessions that volunteers could draft for and do not, to measure what they
+    bring."""
 
 
 @dataclass(frozen=True, slots=True)
