@@ -64,6 +64,12 @@ class Coordinator:
         limits, timing, clock = parts.limits, parts.timing, parts.clock
         self.sessions = Sessions(limits.max_sessions)
         self.load = Load(clock)
+        policy = StepPolicy(
+            PlanLimits(
+                limits.max_rows, limits.max_sessions, limits.prefill_tokens, limits.has_ngram
+            ),
+            clock,
+        )
         self.leases = Leases(self.sessions, parts.allowed_nodes, clock, timing.lease_s)
         self.accounting = Accounting(parts.ledger, self._deliver)
         self.intake = Intake(
@@ -81,12 +87,7 @@ class Coordinator:
             self.sessions,
             self.leases,
             self.accounting,
-            StepPolicy(
-                PlanLimits(
-                    limits.max_rows, limits.max_sessions, limits.prefill_tokens, limits.has_ngram
-                ),
-                clock,
-            ),
+            policy,
             self.load,
             self._on_ready,
         )
@@ -104,6 +105,8 @@ class Coordinator:
             self.sessions,
             self.leases,
             self.load,
+            policy,
+            limits,
             parts.model,
             clock,
         )
