@@ -2,8 +2,8 @@
 
 A small random share of the sessions that volunteers could draft for is served without them
 (`holdouts.py`). Both kinds sit in the same engine steps. Each step's time is split over its
-sessions - the fixed cost equally, further rows by what rows cost, levels of the engine's own draft
-model by the rows that they brought - and both arms are compared by committed tokens per engine
+sessions - rows by what rows cost, levels of the engine's own draft model by the rows that they
+brought, all that is left equally - and both arms are compared by committed tokens per engine
 second. The prompt, which costs the same with and without volunteers, is left out.
 
 A session in a crowded step pays less of the fixed cost, so sessions are compared at equal load: in
@@ -113,22 +113,18 @@ def stratum(num_sessions: int) -> int:
 def shares(step: StepDone, costs: StepCosts) -> tuple[float, ...]:
     """Engine seconds that each result's session is charged for a step, without prompt tokens.
 
-    The model of costs only says in which proportion rows and the fixed part are charged; where no
-    prompt is prefilled the shares add up to the time that the step took.
+    Where no prompt is prefilled the shares add up to the time that the step took.
     """
-    num_sessions = len(step.results)
+    num_sessions, num_rows = len(step.results), max(1, step.num_forward_rows)
     level_s = min(step.level_s, step.ended_s - step.started_s)
-    row_s = max(0.0, costs.row_time_s)
-    fixed_s = max(0.0, costs.step_time_s - row_s)
-    modelled_s = fixed_s + row_s * step.num_forward_rows
-    if modelled_s <= 0:
-        fixed_s = modelled_s = 1.0  # nothing is known yet: an equal share each
-    scale = (step.ended_s - step.started_s - level_s) / modelled_s
+    forward_s = step.ended_s - step.started_s - level_s
+    row_s = min(max(0.0, costs.row_time_s), forward_s / num_rows)
+    fixed_s = forward_s - row_s * num_rows
     num_own_rows = sum(result.num_own_rows for result in step.results)
 
     def of(result: EntryResult) -> float:
         share = result.num_own_rows / num_own_rows if num_own_rows else 1 / num_sessions
-        return scale * (fixed_s / num_sessions + row_s * (1 + result.num_rows)) + level_s * share
+        return fixed_s / num_sessions + row_s * (1 + result.num_rows) + level_s * share
 
     return tuple(map(of, step.results))
 
