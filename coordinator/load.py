@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from coordinator.engine.messages import StepDone
+from coordinator.padding import PaddingTotals
 from coordinator.scheduler.benefit import Benefit
 from coordinator.scheduler.costs import StepCosts
 from coordinator.sessions import Committed, Session
@@ -43,6 +44,7 @@ class Load:
         self.num_level_rows = 0
         self.level_s = 0.0
         self.engine_s = 0.0
+        self.padding = PaddingTotals()
 
     @property
     def uptime_s(self) -> float:
@@ -90,6 +92,7 @@ class Load:
         self.num_level_rows += step.num_level_rows
         self.level_s += step.level_s
         self.engine_s += busy_s
+        self.padding.add(step)
         self._recent.append(_Step(self._clock(), num_tokens, busy_s, step.num_levels))
         self._forget_old()
 

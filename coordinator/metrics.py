@@ -6,7 +6,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from coordinator.status import Status
-from specedge_p2p.views import BenefitView, EngineView, GuessesView, NetworkView
+from specedge_p2p.views import BenefitView, EngineView, GuessesView, NetworkView, PaddingView
 
 
 class NetworkCollector(Collector):
@@ -21,6 +21,7 @@ class NetworkCollector(Collector):
         yield from _benefit(network.benefit)
         yield from _guesses(network.guesses)
         yield from _engine(network.engine)
+        yield from _padding(network.padding)
 
 
 def _network(network: NetworkView) -> Iterator[Metric]:
@@ -91,6 +92,17 @@ def _engine(engine: EngineView) -> Iterator[Metric]:
     for rate in engine.ngram:
         rates.add_metric((str(rate.order),), rate.hit_rate)
     yield rates
+
+
+def _padding(padding: PaddingView) -> Iterator[Metric]:
+    """Nothing where the engine runs at its own speed."""
+    if padding.num_forwards:
+        yield from _counters(
+            ("padded_forwards", "Forwards padded to an emulated device", padding.num_forwards),
+            ("late_forwards", "Of those, ended after their time", padding.num_late),
+            ("padded_seconds", "Time that padded forwards were to take", padding.padded_s),
+            ("padded_used_seconds", "Time that their real work took", padding.used_s),
+        )
 
 
 def _gauges(*samples: tuple[str, str, float]) -> Iterator[Metric]:

@@ -63,6 +63,7 @@ class Status:
             benefit=self._benefit(),
             guesses=self._guesses(),
             engine=self._engine_costs(),
+            padding=load.padding.view,
         )
 
     def _benefit(self) -> BenefitView:

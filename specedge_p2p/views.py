@@ -92,6 +92,19 @@ class EngineView:
 
 
 @dataclass(frozen=True, slots=True)
+class PaddingView:
+    """Forwards of an engine that emulates another device; all 0 where it does not."""
+
+    num_forwards: int = 0
+    num_late: int = 0
+    """Those that ended after their padded time."""
+    used_s: float = 0.0
+    """What the real work took."""
+    padded_s: float = 0.0
+    """What the forwards were to take."""
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkView:
     peer_id: PeerId
     addresses: tuple[str, ...]
@@ -117,6 +130,7 @@ class NetworkView:
     benefit: BenefitView = BenefitView()
     guesses: GuessesView = GuessesView()
     engine: EngineView = EngineView()
+    padding: PaddingView = PaddingView()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,13 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from trio.testing import MockClock
 
+from coordinator.engine.messages import StepDone
 from coordinator.metrics import NetworkCollector
 from coordinator.scheduler.benefit import Estimate
 from tests.support.scripted_node import scripted_node
 from tests.support.swarm import ENDLESS, Swarm, running_swarm
+
+PADDED = StepDone(*(9, 1.0, 1.1, 0.0, 1, []), num_padded=40, num_late=3, used_s=1.25, padded_s=2.5)
 
 
 def metrics(swarm: Swarm) -> dict[str, float]:
@@ -74,3 +77,16 @@ async def test_law7_bounded_labels_name_no_peer_and_no_session(autojump_clock: M
         await node.greet()
         await swarm.generate("one", max_tokens=5)
         assert set(metrics(swarm)) == before
+
+
+async def test_padded_forwards_are_told_of_an_emulated_device_only(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_swarm() as swarm:
+        assert "padded" not in "".join(metrics(swarm))
+        swarm.coordinator.load.add_step(PADDED, num_tokens=0)
+        values = metrics(swarm)
+        assert values["specedge_padded_forwards_total"] == 40
+        assert values["specedge_late_forwards_total"] == 3
+        assert values["specedge_padded_seconds_total"] == 2.5
+        assert values["specedge_padded_used_seconds_total"] == 1.25
