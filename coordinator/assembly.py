@@ -6,6 +6,7 @@ whole swarm in virtual time.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import SystemRandom
 
 import trio
 
@@ -25,6 +26,7 @@ from coordinator.sessions import Sessions
 from coordinator.settings import Limits, Timing
 from coordinator.status import Status
 from coordinator.target_text import TextCodec
+from coordinator.trial import Trial
 from specedge_p2p.names import PeerId
 from specedge_p2p.overlay.ports import DRAFT_PROTOCOL, Overlay
 from specedge_p2p.tasks import TaskStatus
@@ -48,6 +50,8 @@ class Parts:
     allowed_nodes: frozenset[PeerId] = frozenset()
     limits: Limits = Limits()
     timing: Timing = Timing()
+    uniform: Callable[[], float] = SystemRandom().random
+    """Random numbers in [0, 1), to choose sessions that are measured without volunteers."""
 
 
 class Coordinator:
@@ -60,6 +64,17 @@ class Coordinator:
         limits, timing, clock = parts.limits, parts.timing, parts.clock
         self.sessions = Sessions(limits.max_sessions)
         self.load = Load(clock)
+        policy = StepPolicy(
+            PlanLimits(
+                max_rows=limits.max_rows,
+                max_sessions=limits.max_sessions,
+                prefill_tokens=limits.prefill_tokens,
+                has_ngram=limits.has_ngram,
+                max_batch=limits.max_batch,
+                tree=limits.engine_tree,
+            ),
+            clock,
+        )
         self.leases = Leases(self.sessions, parts.allowed_nodes, clock, timing.lease_s)
         self.accounting = Accounting(parts.ledger, self._deliver)
         self.intake = Intake(
@@ -77,22 +92,17 @@ class Coordinator:
             self.sessions,
             self.leases,
             self.accounting,
-            StepPolicy(
-                PlanLimits(
-                    limits.max_rows,
-                    limits.max_sessions,
-                    limits.prefill_tokens,
-                    limits.has_ngram,
-                    limits.max_batch,
-                    limits.engine_tree,
-                ),
-                clock,
-            ),
+            policy,
             self.load,
             self._on_ready,
         )
         self.generations = LiveGenerations(
-            self.rounds, self.sessions, parts.codec, self._model_card, clock
+            self.rounds,
+            self.sessions,
+            parts.codec,
+            Trial(self.leases, parts.allowed_nodes, limits.holdout_rate, parts.uniform),
+            self._model_card,
+            clock,
         )
         self.status = Status(
             parts.overlay,
@@ -100,6 +110,8 @@ class Coordinator:
             self.sessions,
             self.leases,
             self.load,
+            policy,
+            limits,
             parts.model,
             clock,
         )

@@ -34,6 +34,8 @@ app.add_typer(identity_app, name="identity")
 DEFAULT_HOME = user_data_path("specedge") / "coordinator"
 PEER_ID_LENGTH = 52
 OWN_PACKAGES = ("coordinator", "dashboard", "specedge_p2p")
+MIN_HOLDOUT_RATE, MAX_HOLDOUT_RATE = 0.005, 0.01
+"""Fewer would never tell; more would cost users more than the figure is worth."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 HomeOption = Annotated[
@@ -139,6 +141,14 @@ def serve(
         bool,
         typer.Option("--ngram/--no-ngram", hidden=True, help="For measuring: guess from the text."),
     ] = True,
+    holdout: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=MAX_HOLDOUT_RATE,
+            help="Share of sessions served without volunteers, to measure what they bring.",
+        ),
+    ] = 0.0075,
     home: HomeOption = DEFAULT_HOME,
     database_url: DatabaseOption = "",
     ready_fd: Annotated[
@@ -185,6 +195,7 @@ def serve(
                 has_ngram=ngram,
                 max_batch=max_batch,
                 engine_tree=parse_tree(engine_tree),
+                holdout_rate=_holdout_rate(holdout),
             ),
         )
         start_logging()
@@ -296,6 +307,15 @@ def identity_show(home: HomeOption = DEFAULT_HOME) -> None:
     with clear_errors():
         home.mkdir(parents=True, exist_ok=True)
         typer.echo(Identity.load_or_create(home / "identity.pem").peer_id)
+
+
+def _holdout_rate(rate: float) -> float:
+    if 0 < rate < MIN_HOLDOUT_RATE:
+        raise ClearError(
+            f"--holdout {rate:g} would take years to tell anything: at least {MIN_HOLDOUT_RATE:g}, "
+            "or 0 to measure nothing"
+        )
+    return rate
 
 
 def _peer_id(text: str) -> PeerId:

@@ -4,6 +4,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from coordinator.gateway.ports import (
     FinishEvent,
@@ -15,6 +16,7 @@ from coordinator.gateway.ports import (
 from coordinator.rounds import Rounds
 from coordinator.sessions import Session, Sessions
 from coordinator.target_text import StoppedText, TextCodec
+from coordinator.trial import Trial
 from specedge_p2p.lm.ports import ModelError
 from specedge_p2p.names import SessionId
 from specedge_p2p.noise import noise_key, seed_bytes
@@ -28,10 +30,12 @@ class LiveGenerations:
         rounds: Rounds,
         sessions: Sessions,
         codec: TextCodec,
+        trial: Trial,
         model_card: Callable[[], ModelCard | None],
         clock: Callable[[], float],
     ) -> None:
         self._rounds, self._sessions, self._codec = rounds, sessions, codec
+        self._trial = trial
         self._model_card, self._clock = model_card, clock
         self._stopping = ""
 
@@ -86,6 +90,9 @@ class LiveGenerations:
         self._sessions.refuse_when_full()
         max_tokens = _max_tokens(request, card.max_context)
         seed = os.urandom(16) if request.seed is None else seed_bytes(request.seed)
+        arm = self._trial.arm(request.volunteers)
+        if arm == "holdout":
+            request = replace(request, volunteers="none")
         return Session(
             number=self._sessions.next_number(),
             session_id=SessionId(secrets.token_hex(12)),
@@ -94,6 +101,7 @@ class LiveGenerations:
             max_tokens=max_tokens,
             text=StoppedText(self._codec, request.stop),
             opened_s=self._clock(),
+            arm=arm,
         )
 
 

@@ -68,7 +68,7 @@ class _KeyLookup:
     keys: ApiKeys
 
     async def lookup(self, digest: bytes) -> ApiKey | None:
-        record = await self.keys.lookup_digest(digest)
+        record = await self.keys.lookup(digest)
         if record is None:
             return None
         return ApiKey(record.key_id, record.label, record.volunteers)

@@ -61,6 +61,7 @@ class Rounds:
     def open(self, session: Session) -> None:
         """Begin to serve a session."""
         self._sessions.add(session)
+        self._load.opened(session)
         self._outbox.append(_open_session(session))
         self._leases.rematch()
         self._wake.set()
@@ -124,6 +125,7 @@ class Rounds:
 
     def _publish(self, step: StepDone) -> None:
         self._num_in_flight -= 1
+        self._load.charge(step, self._policy.costs.step)
         num_tokens = 0
         for result in step.results:
             session = self._sessions.get(result.session)
@@ -148,6 +150,7 @@ class Rounds:
     def _end(self, session: Session, reason: str) -> None:
         """Free the engine and the nodes of a session, though its client may be reading still."""
         self._outbox.append(CloseSession(session.number))
+        self._load.ended(session)
         self._leases.close(session, reason)
         self._leases.rematch()
 

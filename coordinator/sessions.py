@@ -7,7 +7,7 @@ from typing import Protocol
 
 import trio
 
-from coordinator.engine.messages import EntryResult
+from coordinator.engine.messages import EntryResult, TokenSource
 from coordinator.gateway.ports import (
     FinishEvent,
     FinishReason,
@@ -18,6 +18,7 @@ from coordinator.gateway.ports import (
     Refused,
     TextEvent,
 )
+from coordinator.scheduler.benefit import Arm
 from specedge_p2p.names import PeerId, SessionId
 from specedge_p2p.noise import NoiseKey
 
@@ -47,6 +48,8 @@ class Session:
     max_tokens: int
     text: TextStream
     opened_s: float
+    arm: Arm | None = None
+    """Its side of the comparison with and without volunteers; None where it takes no part."""
     token_ids: list[int] = field(default_factory=list)
     """Committed tokens, prompt first."""
     num_rounds: int = 0
@@ -101,9 +104,7 @@ class Session:
             node = self.nodes_by_source.get(source.source)
             if node is not None:
                 self.accepted_by_node[node] = self.accepted_by_node.get(node, 0) + 1
-                committed.accepted_by_source[source.source] = (
-                    committed.accepted_by_source.get(source.source, 0) + 1
-                )
+            committed.note(source, is_by_node=node is not None)
             self.token_ids.append(token_id)
             committed.token_ids.append(token_id)
             self._shown += text
@@ -174,6 +175,23 @@ class Committed:
     from_position: int
     token_ids: list[int] = field(default_factory=list)
     accepted_by_source: dict[int, int] = field(default_factory=dict)
+    num_second: int = 0
+    """Accepted tokens of one node that a second one had guessed too."""
+    num_ngram: int = 0
+    """Tokens that the n-gram guess had and no node."""
+    num_own: int = 0
+    """Tokens that only the engine's own draft model had guessed."""
+
+    def note(self, source: TokenSource, *, is_by_node: bool) -> None:
+        """One more token was committed."""
+        if is_by_node:
+            number = source.source
+            self.accepted_by_source[number] = self.accepted_by_source.get(number, 0) + 1
+            self.num_second += source.second != 0
+        elif source.ngram:
+            self.num_ngram += 1
+        else:
+            self.num_own += source.own
 
 
 class Sessions:

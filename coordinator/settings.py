@@ -18,7 +18,7 @@ class Limits:
 
     max_sessions: int = 64
     max_nodes: int = 512
-    max_rows: int = 8
+    max_rows: int = 32
     """Most tree rows of one session in one step."""
     has_ngram: bool = True
     """Whether the engine guesses from a session's own text; only measurements do without."""
@@ -28,6 +28,9 @@ class Limits:
     """Most sessions that one step decodes, 0 for all."""
     engine_tree: FixedTree | None = None
     """What the engine's own draft model grows in every step; None: what pays."""
+    holdout_rate: float = 0.0075
+    """Share of the sessions that volunteers could draft for and do not, to measure what they
+    bring."""
 
 
 @dataclass(frozen=True, slots=True)

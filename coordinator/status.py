@@ -2,13 +2,25 @@
 
 from collections.abc import Callable
 
+from coordinator.engine.messages import NGRAM_ORDERS
 from coordinator.engine.ports import Engine
 from coordinator.leases import Leases
 from coordinator.load import Load
 from coordinator.node_link import NodeLink
+from coordinator.policy import StepPolicy
+from coordinator.scheduler.benefit import MIN_SESSIONS
 from coordinator.sessions import Session, Sessions
+from coordinator.settings import Limits
 from specedge_p2p.overlay.ports import Overlay
-from specedge_p2p.views import NetworkView, NodeView, SessionView
+from specedge_p2p.views import (
+    BenefitView,
+    EngineView,
+    GuessesView,
+    NetworkView,
+    NgramView,
+    NodeView,
+    SessionView,
+)
 
 
 class Status:
@@ -19,12 +31,14 @@ class Status:
         sessions: Sessions,
         leases: Leases,
         load: Load,
+        policy: StepPolicy,
+        limits: Limits,
         target_model: str,
         clock: Callable[[], float],
     ) -> None:
         self._overlay, self._engine, self._sessions = overlay, engine, sessions
         self._leases, self._load, self._target_model = leases, load, target_model
-        self._clock = clock
+        self._policy, self._limits, self._clock = policy, limits, clock
 
     def network(self) -> NetworkView:
         load = self._load
@@ -45,7 +59,48 @@ class Status:
             engine_s=load.engine_s,
             num_rounds=load.num_rounds,
             num_node_bytes=self._leases.num_bytes_received,
+            num_held_out=load.num_holdouts,
+            benefit=self._benefit(),
+            guesses=self._guesses(),
+            engine=self._engine_costs(),
             padding=load.padding.view,
+        )
+
+    def _benefit(self) -> BenefitView:
+        estimate = self._load.benefit.estimate()
+        return BenefitView(
+            is_measured=self._limits.holdout_rate > 0,
+            ratio=estimate.ratio,
+            low=estimate.low,
+            high=estimate.high,
+            num_drafted=estimate.num_drafted,
+            num_holdouts=estimate.num_holdouts,
+            num_needed=MIN_SESSIONS,
+        )
+
+    def _guesses(self) -> GuessesView:
+        load = self._load
+        return GuessesView(
+            num_by_nodes=load.num_accepted,
+            num_by_two=load.num_second,
+            num_by_ngram=load.num_ngram,
+            num_by_engine=load.num_own,
+            num_by_nobody=load.num_tokens - load.num_accepted - load.num_ngram - load.num_own,
+        )
+
+    def _engine_costs(self) -> EngineView:
+        costs, load = self._policy.costs, self._load
+        rates = costs.ngram_hit_rates if self._limits.has_ngram else ()
+        return EngineView(
+            step_time_s=costs.step.step_time_s,
+            row_time_s=costs.step.row_time_s,
+            row_price=costs.row_price,
+            ngram=tuple(map(NgramView, NGRAM_ORDERS, rates)),
+            levels_per_step=load.levels_per_step,
+            num_steps=load.num_steps,
+            num_levels=load.num_levels,
+            num_level_rows=load.num_level_rows,
+            level_s=load.level_s,
         )
 
     def _node(self, node: NodeLink) -> NodeView:

@@ -31,6 +31,67 @@ class SessionView:
 
 
 @dataclass(frozen=True, slots=True)
+class BenefitView:
+    """Tokens per engine second with volunteers over those without, at equal load.
+
+    Sessions that volunteers draft for are compared with a few chosen at random that go without.
+    """
+
+    is_measured: bool = False
+    """Sessions are held out at all."""
+    ratio: float | None = None
+    """None while too little was seen; then low and high, the 95 % interval, are None too."""
+    low: float | None = None
+    high: float | None = None
+    num_drafted: int = 0
+    num_holdouts: int = 0
+    """Ended sessions compared, of either kind."""
+    num_needed: int = 0
+    """Sessions of either kind below which nothing is said."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuessesView:
+    """Committed tokens since the start by who had guessed them; each is counted once."""
+
+    num_by_nodes: int = 0
+    num_by_two: int = 0
+    """Those of the nodes that a second node had guessed too."""
+    num_by_ngram: int = 0
+    num_by_engine: int = 0
+    """By the engine's own draft model."""
+    num_by_nobody: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NgramView:
+    """How often an n-gram guess of this order is right."""
+
+    order: int
+    hit_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineView:
+    """What the engine's steps cost and bring, as learned so far."""
+
+    step_time_s: float = 0.0
+    """Of a step with one row."""
+    row_time_s: float = 0.0
+    """Of each further row."""
+    row_price: float = 0.0
+    """Expected tokens that one more row must bring."""
+    ngram: tuple[NgramView, ...] = ()
+    levels_per_step: float | None = None
+    """Levels of the engine's own draft model in the last seconds."""
+    num_steps: int = 0
+    num_levels: int = 0
+    num_level_rows: int = 0
+    level_s: float = 0.0
+    """Time spent in levels since the start."""
+
+
+@dataclass(frozen=True, slots=True)
 class PaddingView:
     """Forwards of an engine that emulates another device; all 0 where it does not."""
 
@@ -64,6 +125,11 @@ class NetworkView:
     num_rounds: int = 0
     num_node_bytes: int = 0
     """Received from nodes since the start."""
+    num_held_out: int = 0
+    """Sessions served without volunteers to measure what these bring, since the start."""
+    benefit: BenefitView = BenefitView()
+    guesses: GuessesView = GuessesView()
+    engine: EngineView = EngineView()
     padding: PaddingView = PaddingView()
 
 

@@ -1,9 +1,5 @@
-"""API keys: who may use the gateway. Only a digest is kept; a key is shown once.
+"""API keys: who may use the gateway. Only a digest is kept; a key is shown once."""
 
-A key carries 256 random bits, so a plain SHA-256 is enough: there is nothing to guess or to salt.
-"""
-
-import hashlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +8,7 @@ from typing import get_args
 
 import sqlalchemy as sa
 
+from coordinator.gateway.auth import secret_digest
 from coordinator.gateway.ports import Volunteers
 from coordinator.store.database import Database
 from coordinator.store.errors import StoreError
@@ -19,7 +16,6 @@ from coordinator.store.tables import api_keys
 from coordinator.store.writer import Writer
 
 PREFIX = "sk-"
-MAX_KEY_LENGTH = 256
 MAX_LABEL_LENGTH = 200
 
 
@@ -53,7 +49,7 @@ def create_key(
     connection.execute(
         api_keys.insert().values(
             id=key_id,
-            digest=_digest(key),
+            digest=secret_digest(key),
             label=label,
             volunteers=volunteers,
             created_at_ms=created_at_ms,
@@ -78,14 +74,7 @@ def revoke_key(connection: sa.Connection, key_id: str, now_s: float) -> bool:
     return result.rowcount == 1
 
 
-def find_key(connection: sa.Connection, key: str) -> ApiKey | None:
-    """The record of a secret; None when it is unknown or revoked."""
-    if not key.startswith(PREFIX) or len(key) > MAX_KEY_LENGTH:
-        return None
-    return find_digest(connection, _digest(key))
-
-
-def find_digest(connection: sa.Connection, digest: bytes) -> ApiKey | None:
+def find_key(connection: sa.Connection, digest: bytes) -> ApiKey | None:
     """The record of the secret with this SHA-256 digest; None when unknown or revoked."""
     row = connection.execute(
         api_keys.select().where(api_keys.c.digest == digest, api_keys.c.revoked_at_ms.is_(None))
@@ -112,15 +101,9 @@ class ApiKeys:
         now_s = self._clock()
         return await self._writer.submit(partial(revoke_key, key_id=key_id, now_s=now_s))
 
-    async def lookup(self, key: str) -> ApiKey | None:
-        return await self._database.read(partial(find_key, key=key))
-
-    async def lookup_digest(self, digest: bytes) -> ApiKey | None:
-        return await self._database.read(partial(find_digest, digest=digest))
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    async def lookup(self, digest: bytes) -> ApiKey | None:
+        """See find_key."""
+        return await self._database.read(partial(find_key, digest=digest))
 
 
 def _record(row: sa.Row[tuple[object, ...]]) -> ApiKey:

@@ -1,7 +1,7 @@
 // Shows the snapshots that the server streams. Every text goes in as textContent.
 // @ts-check
 import { Chart } from "./chart.js";
-import { ago, count, fixed, id, milliseconds, percent, time } from "./format.js";
+import { ago, count, fixed, id, milliseconds, percent, statement, time } from "./format.js";
 
 /** @param {string} name */
 const element = (name) => {
@@ -66,6 +66,42 @@ const showFigures = (network, snapshot) => {
 };
 
 /** @param {any} network */
+const showBenefit = ({ benefit, guesses }) => {
+  write(element("benefit"), statement(benefit));
+  element("benefit-basis").hidden = !benefit.is_measured;
+  /** @type {[string, number][]} */
+  const shares = [
+    ["volunteers", guesses.num_by_nodes],
+    ["n-gram", guesses.num_by_ngram],
+    ["the engine's draft model", guesses.num_by_engine],
+    ["nobody", guesses.num_by_nobody],
+  ];
+  const all = shares.reduce((sum, [, num]) => sum + num, 0);
+  const twice = guesses.num_by_two ? ` (two of them: ${percent(guesses.num_by_two, all)})` : "";
+  const bar = element("shares"), list = element("guesses");
+  bar.hidden = list.hidden = all === 0;
+  shares.forEach(([who, num], i) => {
+    const piece = bar.children[i] ?? bar.appendChild(document.createElement("span"));
+    const item = list.children[i] ?? list.appendChild(document.createElement("li"));
+    const series = `series-${who === "nobody" ? 7 : i}`;
+    piece.className = item.className = series;
+    /** @type {HTMLElement} */ (piece).style.flexGrow = String(num);
+    write(item, `guessed by ${who} ${percent(num, all)}${i === 0 ? twice : ""}`);
+  });
+};
+
+/** @param {any} engine */
+const showEngine = (engine) => {
+  const row = `${(1000 * engine.row_time_s).toFixed(3)} ms`;
+  write(element("step-cost"), `${milliseconds(engine.step_time_s)} + ${row} per row`);
+  write(element("row-price"), `${fixed(engine.row_price, 3)} tokens`);
+  write(element("levels-per-step"), fixed(engine.levels_per_step, 2));
+  const rates = engine.ngram.map((/** @type {any} */ rate) =>
+    `${percent(rate.hit_rate, 1)} of order ${rate.order}`);
+  write(element("ngram-rates"), rates.join(", ") || "switched off");
+};
+
+/** @param {any} network */
 const showNodes = (network) =>
   fill("nodes", network.nodes.map((/** @type {any} */ node) => [
     name(node.peer_id),
@@ -123,6 +159,8 @@ source.onmessage = (event) => {
   if (network.engine_is_ready) showState("live", "live");
   else showState("loading", "engine is loading");
   showFigures(network, snapshot);
+  showBenefit(network);
+  showEngine(network.engine);
   showNodes(network);
   showSessions(network);
   showReceipts(snapshot.receipts);

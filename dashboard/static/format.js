@@ -13,6 +13,22 @@ export const fixed = (value, digits) => (value === null ? DASH : value.toFixed(d
 /** @param {number} part @param {number} all */
 export const percent = (part, all) => (all > 0 ? `${Math.round((100 * part) / all)} %` : DASH);
 
+/** How much faster, for people. @param {any} benefit */
+export const statement = (benefit) => {
+  if (!benefit.is_measured) return "Not measured: no sessions are held out here";
+  const { ratio, low, high, num_drafted, num_holdouts, num_needed } = benefit;
+  if (ratio === null)
+    return num_holdouts < num_needed
+      ? `Not enough data: ${num_holdouts} of ${num_needed} sessions without volunteers have ended`
+      : num_drafted < num_needed
+        ? `Not enough data: ${num_drafted} of ${num_needed} sessions with volunteers have ended`
+        : "Not enough data: the sessions compared were too short";
+  const detail = `(${low.toFixed(2)}–${high.toFixed(2)}, ${count(num_holdouts)} sessions compared)`;
+  if (low > 1) return `Volunteers make it ${ratio.toFixed(2)}× faster ${detail}`;
+  if (high < 1) return `Volunteers make it slower: ${ratio.toFixed(2)}× the speed ${detail}`;
+  return `No clear difference yet: ${ratio.toFixed(2)}× the speed with volunteers ${detail}`;
+};
+
 /** @param {number | null} seconds */
 export const milliseconds = (seconds) =>
   seconds === null ? DASH : `${(1000 * seconds).toFixed(seconds < 0.01 ? 1 : 0)} ms`;

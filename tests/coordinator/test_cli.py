@@ -35,6 +35,7 @@ def assert_clear(result: Result, *parts: str) -> None:
     [
         (["--host", "0.0.0.0"], ["--require-keys", "--public", "0.0.0.0"]),
         (["--allow", "nobody"], ["--allow nobody"]),
+        (["--holdout", "0.001"], ["--holdout 0.001", "0.005"]),
         (["--model", "/no/such/model"], ["/no/such/model"]),
         (["--listen", "nonsense"], ["nonsense"]),
         (["--emulate", "no-such"], ["no-such", "a100-32b"]),
@@ -54,6 +55,7 @@ def test_serve_says_what_is_wrong(tmp_path: Path, words: list[str], parts: list[
     [
         ["serve", "--port", "70000"],
         ["serve", "--max-sessions", "0"],
+        ["serve", "--holdout", "0.02"],
         ["serve", "--stretch", "0"],
         ["serve", "--dtype", "float8"],
         ["serve", "--no-such-option"],

@@ -1,10 +1,12 @@
 """What the network did in the last seconds."""
 
 import pytest
+from msgspec.structs import replace
 
 from coordinator.engine.messages import StepDone
 from coordinator.load import WINDOW_S, Load
 from coordinator.sessions import Committed
+from tests.support.results import session
 
 
 class Clock:
@@ -65,3 +67,39 @@ def test_the_token_of_a_prefill_is_no_round() -> None:
     load.add_round(Committed(14, [4]), is_first=False)
     assert load.acceptance_length == 2.0
     assert load.num_accepted == 2
+
+
+def test_who_guessed_is_summed_up() -> None:
+    load = Load(Clock())
+    for _ in range(3):
+        load.add_round(
+            Committed(11, [4] * 7, {1: 3}, num_second=2, num_ngram=2, num_own=1), is_first=False
+        )
+    assert (load.num_accepted, load.num_second, load.num_ngram, load.num_own) == (9, 6, 6, 3)
+
+
+def test_the_engines_own_levels_are_counted_and_averaged_over_the_last_seconds() -> None:
+    clock = Clock()
+    load = Load(clock)
+    assert load.levels_per_step is None
+    for num_levels in (3, 3, 0, 1):
+        clock.now_s += WINDOW_S / 2 + 1
+        load.add_step(
+            replace(step(), num_levels=num_levels, num_level_rows=8 * num_levels, level_s=0.01), 1
+        )
+    assert (load.num_levels, load.num_level_rows) == (7, 56)
+    assert load.level_s == pytest.approx(0.04)
+    assert load.levels_per_step == 0.5
+
+
+def test_only_sessions_of_the_trial_are_compared() -> None:
+    load = Load(Clock())
+    for number, arm in enumerate((None, "drafted", "holdout"), 1):
+        one = session(number)
+        one.arm = arm  # type: ignore[assignment]
+        load.opened(one)
+    assert load.num_holdouts == 1
+    assert set(load.benefit._live) == {2, 3}
+    for number in (1, 2, 3, 3):
+        load.ended(session(number))
+    assert not load.benefit._live

@@ -1,37 +1,92 @@
 """The live network as Prometheus reads it."""
 
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from trio.testing import MockClock
 
 from coordinator.engine.messages import StepDone
 from coordinator.metrics import NetworkCollector
+from coordinator.scheduler.benefit import Estimate
 from tests.support.scripted_node import scripted_node
-from tests.support.swarm import ENDLESS, running_swarm
+from tests.support.swarm import ENDLESS, Swarm, running_swarm
 
 PADDED = StepDone(*(9, 1.0, 1.1, 0.0, 1, []), num_padded=40, num_late=3, used_s=1.25, padded_s=2.5)
+
+
+def metrics(swarm: Swarm) -> dict[str, float]:
+    registry = CollectorRegistry()
+    registry.register(NetworkCollector(swarm.coordinator.status))
+    lines = generate_latest(registry).decode().splitlines()
+    pairs = (line.split(" ") for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}
 
 
 async def test_gauges_and_counters(autojump_clock: MockClock) -> None:
     async with running_swarm(target=ENDLESS) as swarm, scripted_node(swarm) as node:
         await node.greet()
         await swarm.generate("one", max_tokens=20, volunteers="none")
-        registry = CollectorRegistry()
-        registry.register(NetworkCollector(swarm.coordinator.status))
-        lines = generate_latest(registry).decode().splitlines()
-        values = dict(line.split(" ") for line in lines if not line.startswith("#"))
-        assert float(values["specedge_nodes"]) == 1
-        assert float(values["specedge_sessions"]) == 0
-        assert float(values["specedge_engine_ready"]) == 1
-        assert float(values["specedge_committed_tokens_total"]) == 20
-        assert float(values["specedge_accepted_tokens_total"]) == 0
-        assert float(values["specedge_engine_restarts_total"]) == 0
-        assert 0 < float(values["specedge_engine_busy_ratio"]) <= 1
-        assert float(values["specedge_tokens_per_second"]) > 0
-        assert "{" not in "".join(values)  # labels would be unbounded
-        assert "padded" not in "".join(values)  # of an emulated device only
+        values = metrics(swarm)
+        assert values["specedge_nodes"] == 1
+        assert values["specedge_sessions"] == 0
+        assert values["specedge_engine_ready"] == 1
+        assert values["specedge_committed_tokens_total"] == 20
+        assert values["specedge_accepted_tokens_total"] == 0
+        assert values["specedge_engine_restarts_total"] == 0
+        assert 0 < values["specedge_engine_busy_ratio"] <= 1
+        assert values["specedge_tokens_per_second"] > 0
+
+
+async def test_what_the_engine_costs_and_who_guesses(autojump_clock: MockClock) -> None:
+    async with running_swarm(target=ENDLESS) as swarm:
+        await swarm.generate("one", max_tokens=20, volunteers="none")
+        values = metrics(swarm)
+        settings = swarm.settings
+        one_row_s = settings.step_time_s + settings.row_time_s
+        assert values["specedge_step_time_seconds"] == pytest.approx(one_row_s)
+        assert values["specedge_row_time_seconds"] == pytest.approx(settings.row_time_s)
+        assert 0 < values["specedge_row_price_tokens"] <= 1
+        assert values["specedge_engine_steps_total"] == swarm.coordinator.load.num_steps
+        assert values["specedge_engine_levels_total"] == 0
+        assert {f'specedge_ngram_hit_ratio{{order="{order}"}}' for order in (4, 3, 2)} < set(values)
+        guessed = [num for name, num in values.items() if "guessed_tokens_total{by=" in name]
+        assert sum(guessed) == 20
+        assert len(guessed) == 4
+
+
+async def test_no_benefit_is_told_before_it_is_known(autojump_clock: MockClock) -> None:
+    async with running_swarm() as swarm:
+        values = metrics(swarm)
+        assert values["specedge_benefit_sessions"] == 0
+        assert values["specedge_holdout_sessions_total"] == 0
+        assert "specedge_benefit_ratio" not in values
+        load = swarm.coordinator.load
+        load.num_holdouts = 36
+        load.benefit.estimate = lambda: Estimate(1.21, 1.15, 1.27, 4000, 34)  # type: ignore[method-assign]
+        values = metrics(swarm)
+        assert values["specedge_benefit_ratio"] == 1.21
+        assert values["specedge_benefit_low"] == 1.15
+        assert values["specedge_benefit_high"] == 1.27
+        assert values["specedge_benefit_sessions"] == 34
+        assert values["specedge_benefit_drafted_sessions"] == 4000
+        assert values["specedge_holdout_sessions_total"] == 36
+
+
+async def test_law7_bounded_labels_name_no_peer_and_no_session(autojump_clock: MockClock) -> None:
+    async with running_swarm(target=ENDLESS) as swarm, scripted_node(swarm) as node:
+        before = set(metrics(swarm))
+        await node.greet()
+        await swarm.generate("one", max_tokens=5)
+        assert set(metrics(swarm)) == before
+
+
+async def test_padded_forwards_are_told_of_an_emulated_device_only(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_swarm() as swarm:
+        assert "padded" not in "".join(metrics(swarm))
         swarm.coordinator.load.add_step(PADDED, num_tokens=0)
-        padded = generate_latest(registry).decode()
-        assert "specedge_padded_forwards_total 40.0" in padded
-        assert "specedge_late_forwards_total 3.0" in padded
-        assert "specedge_padded_seconds_total 2.5" in padded
-        assert "specedge_padded_used_seconds_total 1.25" in padded
+        values = metrics(swarm)
+        assert values["specedge_padded_forwards_total"] == 40
+        assert values["specedge_late_forwards_total"] == 3
+        assert values["specedge_padded_seconds_total"] == 2.5
+        assert values["specedge_padded_used_seconds_total"] == 1.25

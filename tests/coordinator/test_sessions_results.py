@@ -44,6 +44,22 @@ async def test_the_ngram_guess_is_named_only_where_no_node_had_it() -> None:
     assert [token.guessed_by for token in event.tokens] == ["ngram", ANNA]
 
 
+def test_every_token_is_counted_for_one_guesser_nodes_first() -> None:
+    one = session()
+    sources = [
+        TokenSource(ANNAS, BENS, ngram=True, own=True),
+        TokenSource(BENS, own=True),
+        TokenSource(ngram=True, own=True),
+        TokenSource(own=True),
+        TokenSource(),
+    ]
+    committed = one.commit(
+        EntryResult(1, one.prompt_length, [4, 5, 6, 7, 8], sources, num_rows=4, num_source_rows=2)
+    )
+    assert committed.accepted_by_source == {ANNAS: 1, BENS: 1}
+    assert (committed.num_second, committed.num_ngram, committed.num_own) == (1, 1, 1)
+
+
 @pytest.mark.parametrize("shift", [-1, 1])
 def test_law2_one_owner_a_result_that_does_not_follow_is_a_bug(shift: int) -> None:
     one = session()

@@ -2,13 +2,17 @@
 
 from functools import partial
 
+import pytest
 import trio
 from trio.testing import MockClock
 
+from coordinator.scheduler.benefit import MIN_SESSIONS
+from coordinator.settings import Limits
+from specedge_p2p.views import BenefitView, GuessesView
 from specedge_p2p.wire.messages import Release
 from tests.support.links import changed, proposal
 from tests.support.scripted_node import HELLO, scripted_node, settled
-from tests.support.swarm import ENDLESS, identity, running_swarm
+from tests.support.swarm import ENDLESS, SwarmSettings, identity, running_swarm
 
 
 async def test_an_idle_network(autojump_clock: MockClock) -> None:
@@ -53,6 +57,19 @@ async def test_a_node_at_work(autojump_clock: MockClock) -> None:
             assert network.sessions[0].nodes == ()
             assert network.nodes[0].num_sessions == 0
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("is_measured", [True, False])
+async def test_what_volunteers_bring_is_not_known_at_first(
+    autojump_clock: MockClock, is_measured: bool
+) -> None:
+    limits = Limits(holdout_rate=0.0075 if is_measured else 0.0, has_ngram=False)
+    async with running_swarm(SwarmSettings(limits=limits)) as swarm:
+        network = swarm.coordinator.status.network()
+        assert network.benefit == BenefitView(is_measured=is_measured, num_needed=MIN_SESSIONS)
+        assert network.guesses == GuessesView()
+        assert network.engine.ngram == ()  # no guesses, no rates
+        assert network.engine.levels_per_step is None
 
 
 async def test_an_engine_that_crashed(autojump_clock: MockClock) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from coordinator.gateway.auth import secret_digest
 from coordinator.store import cli_access
 from coordinator.store.database import Database
 from coordinator.store.errors import StoreError
@@ -24,11 +25,11 @@ async def test_a_key_opens_until_it_is_revoked(keys: ApiKeys) -> None:
     assert len(new.key) == 46
     assert (new.record.label, new.record.volunteers) == ("laptop", "allowed")
     assert (new.record.created_at_s, new.record.revoked_at_s) == (1_000.5, None)
-    assert await keys.lookup(new.key) == new.record
+    assert await keys.lookup(secret_digest(new.key)) == new.record
     assert await keys.list() == (new.record,)
     assert await keys.revoke(new.record.key_id) is True
     assert await keys.revoke(new.record.key_id) is False
-    assert await keys.lookup(new.key) is None
+    assert await keys.lookup(secret_digest(new.key)) is None
     (revoked,) = await keys.list()
     assert revoked.revoked_at_s == 1_000.5
 
@@ -36,7 +37,7 @@ async def test_a_key_opens_until_it_is_revoked(keys: ApiKeys) -> None:
 @pytest.mark.parametrize("key", ["", "sk-", "sk-" + "x" * 43, "x" * 46, "sk-\udcff", "sk-\0"])
 async def test_other_strings_open_nothing(keys: ApiKeys, key: str) -> None:
     await keys.create("laptop")
-    assert await keys.lookup(key) is None
+    assert await keys.lookup(secret_digest(key)) is None
 
 
 async def test_the_secret_is_not_kept(keys: ApiKeys, database: Database) -> None:

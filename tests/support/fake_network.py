@@ -6,8 +6,12 @@ import trio
 
 from specedge_p2p.names import PeerId, SessionId
 from specedge_p2p.views import (
+    BenefitView,
     ContributionPoint,
+    EngineView,
+    GuessesView,
     NetworkView,
+    NgramView,
     NodeView,
     ReceiptView,
     SessionView,
@@ -27,6 +31,16 @@ EMPTY = NetworkView(
     acceptance_length=None,
     nodes=(),
     sessions=(),
+    benefit=BenefitView(is_measured=True, num_needed=20),
+)
+BENEFIT = BenefitView(
+    is_measured=True,
+    ratio=1.212,
+    low=1.148,
+    high=1.274,
+    num_drafted=4480,
+    num_holdouts=34,
+    num_needed=20,
 )
 
 
@@ -39,6 +53,7 @@ class FakeQueries:
     num_nodes: int = 0
     num_sessions: int = 0
     draft_model: str = "demo-draft"
+    benefit: BenefitView = BENEFIT
     num_snapshots: int = 0
     asked: list[tuple[float, float]] = field(default_factory=list)
 
@@ -62,6 +77,22 @@ class FakeQueries:
             acceptance_length=2.61,
             nodes=nodes,
             sessions=tuple(self._session(i) for i in range(self.num_sessions)),
+            num_held_out=36,
+            benefit=self.benefit,
+            guesses=GuessesView(
+                num_by_nodes=600 + n,
+                num_by_two=30,
+                num_by_ngram=200,
+                num_by_engine=50,
+                num_by_nobody=400,
+            ),
+            engine=EngineView(
+                step_time_s=0.0401,
+                row_time_s=0.00008,
+                row_price=0.0331,
+                ngram=(NgramView(4, 0.61), NgramView(3, 0.42), NgramView(2, 0.2)),
+                levels_per_step=0.24,
+            ),
         )
 
     def _node(self, i: int) -> NodeView:
