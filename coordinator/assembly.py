@@ -139,7 +139,7 @@ class Coordinator:
 
     def _on_ready(self, ready: Ready) -> None:
         self._ready = ready
-        self.leases.max_context = ready.max_context
+        self.leases.calibrate(ready.step_time_s, ready.max_context)
         self._was_ready.set()
 
     def _target(self) -> TargetProfile | None:

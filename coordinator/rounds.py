@@ -124,6 +124,7 @@ class Rounds:
 
     def _publish(self, step: StepDone) -> None:
         self._num_in_flight -= 1
+        self._leases.learn(step)
         num_tokens = 0
         for result in step.results:
             session = self._sessions.get(result.session)

@@ -112,14 +112,29 @@ async def test_resumes_that_cannot_be_are_refused_with_a_code() -> None:
     node.max_sessions = 0
     assert await ask(node, wire, world.leases, resume) == "full"
     node.max_sessions = 8
-    other, other_wire = await world.node("b")
-    world.leases.rematch()
-    await opened(other, other_wire)
-    assert await ask(node, wire, world.leases, resume) == "taken"
-    world.leases.leave(other)
     assert await ask(node, wire, world.leases, resume) == "open"
+    assert await ask(node, wire, world.leases, resume) == "taken"
     world.leases.close(session, "stop")
     assert await ask(node, wire, world.leases, resume) == "unknown_lease"
+
+
+async def test_a_node_resumes_beside_another_but_never_beside_two() -> None:
+    world = World()
+    session = world.session()
+    leases = []
+    for name in ("a", "b", "c"):
+        node, wire = await world.node(name)
+        world.leases.rematch()
+        leases.append((await opened(node, wire)).lease_id)
+        world.leases.leave(node)
+    answers = []
+    for name, lease_id in zip(("a", "b", "c"), leases, strict=True):
+        node, wire = await world.node(name)
+        answers.append(await ask(node, wire, world.leases, m.Resume(lease_id, 2)))
+    assert answers == ["open", "open", "taken"]
+    assert world.leases.drafting_peers(session) == ("a", "b")
+    roles = [lease.role for lease in world.leases.of_session(session) if lease.node is not None]
+    assert roles == ["active", "standby"]
 
 
 async def test_a_lease_that_nobody_comes_back_for_ends() -> None:
