@@ -20,6 +20,7 @@ from coordinator.ledger.ports import Ledger, SignedReceipt
 from coordinator.load import Load
 from coordinator.policy import StepPolicy
 from coordinator.rounds import Rounds
+from coordinator.scheduler.factors import Factors
 from coordinator.scheduler.plan import PlanLimits
 from coordinator.sessions import Sessions
 from coordinator.settings import Limits, Timing
@@ -60,7 +61,8 @@ class Coordinator:
         limits, timing, clock = parts.limits, parts.timing, parts.clock
         self.sessions = Sessions(limits.max_sessions)
         self.load = Load(clock)
-        self.leases = Leases(self.sessions, parts.allowed_nodes, clock, timing.lease_s)
+        factors = Factors()
+        self.leases = Leases(self.sessions, parts.allowed_nodes, clock, timing.lease_s, factors)
         self.accounting = Accounting(parts.ledger, self._deliver)
         self.intake = Intake(
             parts.engine,
@@ -82,6 +84,7 @@ class Coordinator:
                     limits.max_rows, limits.max_sessions, limits.prefill_tokens, limits.has_ngram
                 ),
                 clock,
+                factors,
             ),
             self.load,
             self._on_ready,

@@ -82,6 +82,7 @@ class Reputation:
             factor=self._factors.factor(node.peer_id),
             draft=self._factors.draft(fingerprint),
             quality=self._factors.quality(fingerprint),
+            max_rows=self._factors.max_rows(node.peer_id),
         )
 
     def offer(self, node: NodeLink, num_sessions: int, *, is_allowed: bool = False) -> NodeOffer:

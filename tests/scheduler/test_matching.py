@@ -153,6 +153,15 @@ def test_a_second_model_that_comes_too_late_adds_nothing() -> None:
     assert match([need("a", nodes=["x"])], nodes) == Matching()
 
 
+def test_the_search_for_another_model_gives_up_after_some_looks() -> None:
+    same = [offer(f"same {i:02}", round_trip_s=0.015) for i in range(20)]
+    nodes = [offer("x", num_sessions=1), *same, offer("other", draft=2)]
+    assert match([need("a", nodes=["x"])], nodes) == Matching()
+    assert come(match([need("a", nodes=["x"])], [nodes[0], *same[:5], nodes[-1]])) == [
+        ("a", "other")
+    ]
+
+
 def test_a_young_session_gets_no_second_node_yet() -> None:
     nodes = [offer("x", num_sessions=1, draft=1), offer("y", draft=2)]
     assert match([need("a", nodes=[drafter("x", 1.0)])], nodes) == Matching()
