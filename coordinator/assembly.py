@@ -21,6 +21,7 @@ from coordinator.ledger.ports import Ledger, SignedReceipt
 from coordinator.load import Load
 from coordinator.policy import StepPolicy
 from coordinator.rounds import Rounds
+from coordinator.scheduler.factors import Factors
 from coordinator.scheduler.plan import PlanLimits
 from coordinator.sessions import Sessions
 from coordinator.settings import Limits, Timing
@@ -64,6 +65,7 @@ class Coordinator:
         limits, timing, clock = parts.limits, parts.timing, parts.clock
         self.sessions = Sessions(limits.max_sessions)
         self.load = Load(clock)
+        factors = Factors()
         policy = StepPolicy(
             PlanLimits(
                 max_rows=limits.max_rows,
@@ -74,8 +76,9 @@ class Coordinator:
                 tree=limits.engine_tree,
             ),
             clock,
+            factors,
         )
-        self.leases = Leases(self.sessions, parts.allowed_nodes, clock, timing.lease_s)
+        self.leases = Leases(self.sessions, parts.allowed_nodes, clock, timing.lease_s, factors)
         self.accounting = Accounting(parts.ledger, self._deliver)
         self.intake = Intake(
             parts.engine,
@@ -156,7 +159,7 @@ class Coordinator:
 
     def _on_ready(self, ready: Ready) -> None:
         self._ready = ready
-        self.leases.max_context = ready.max_context
+        self.leases.calibrate(ready.step_time_s, ready.max_context)
         self._was_ready.set()
 
     def _target(self) -> TargetProfile | None:

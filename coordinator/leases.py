@@ -4,59 +4,46 @@ Nothing here waits. What the engine must hear is left in an outbox that the roun
 """
 
 import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeGuard
+from collections.abc import Callable
 
-from coordinator.engine.messages import DropSource, SourceFactor, ToEngine
+import msgspec
+
+from coordinator.engine.messages import DropSource, SourceFactor, StepDone, ToEngine
+from coordinator.lease import Lease, may_resume, opening, refusal, verdict_of
 from coordinator.node_link import NodeLink
-from coordinator.scheduler.matching import NodeOffer, SessionNeed, match
+from coordinator.reputation import SLOW_STEP_S, Reputation
+from coordinator.scheduler.factors import Factors
+from coordinator.scheduler.matching import MAX_DRAFTERS, SessionNeed, match
+from coordinator.scheduler.places import NodeOffer
 from coordinator.sessions import Committed, Session, Sessions
 from specedge_p2p.names import LeaseId, PeerId
-from specedge_p2p.wire.build import open_messages, split_verdict
-from specedge_p2p.wire.columns import pack_tokens
-from specedge_p2p.wire.messages import (
-    Close,
-    GrowthWishes,
-    Open,
-    Prompt,
-    Proposal,
-    Refuse,
-    Resume,
-    Verdict,
-)
+from specedge_p2p.wire.build import split_verdict
+from specedge_p2p.wire.messages import Close, GrowthWishes, Proposal, Resume, Role, Tune
 
 Clock = Callable[[], float]
 
 RESUME_WINDOW_S = 1.0
 """After joining, a node is not offered afresh what it may be about to resume."""
-
-
-@dataclass(slots=True)
-class Lease:
-    """A node's right to draft for one session; `node` is None while its link is lost."""
-
-    lease_id: LeaseId
-    peer_id: PeerId
-    session: Session
-    source: int
-    node: NodeLink | None = None
-    session_no: int = 0
-    lost_s: float = 0.0
-    tree_no: int = 0
-    """The last tree that the node started on this link."""
-    ended_tree_no: int = 0
-    """Trees up to this one are lost with an engine; what still arrives of them is dropped."""
-    is_released: bool = False
+REVIEW_S = 0.25
+"""Time between two looks at sessions that have a node already."""
+MANY_UNVERIFIED = 512
+"""Live vertices allowed where a step takes so long that a tree can grow to that size."""
 
 
 class Leases:
     """All leases of the live sessions, and the nodes that can take more."""
 
     def __init__(
-        self, sessions: Sessions, allowed: frozenset[PeerId], clock: Clock, lease_s: float
+        self,
+        sessions: Sessions,
+        allowed: frozenset[PeerId],
+        clock: Clock,
+        lease_s: float,
+        factors: Factors | None = None,
     ) -> None:
         self._sessions = sessions
+        self._reputation = Reputation(factors or Factors())
+        self._next_review_s = 0.0
         self._allowed = allowed
         self._clock = clock
         self._lease_s = lease_s
@@ -86,7 +73,11 @@ class Leases:
 
     def sources(self, session: Session) -> list[SourceFactor]:
         """What the engine may take rows from in a session."""
-        return [SourceFactor(le.source, 1.0) for le in self._active(session)]
+        return [
+            self._reputation.source(lease.source, lease.node)
+            for lease in self.of_session(session)
+            if lease.node is not None
+        ]
 
     def drafting_peers(self, session: Session) -> tuple[PeerId, ...]:
         return tuple(lease.peer_id for lease in self._active(session))
@@ -112,25 +103,26 @@ class Leases:
     def resume(self, node: NodeLink, message: Resume) -> None:
         """Answer a Resume: go on under a new session number, or refuse with a code."""
         lease = self._leases.get(LeaseId(message.lease_id))
-        if not _may_resume(lease, node):
-            node.post(_refusal(message, "unknown_lease", "the session has ended"))
+        if not may_resume(lease, node):
+            node.post(refusal(message, "unknown_lease", "the session has ended"))
             return
         position, committed = message.position, len(lease.session.token_ids)
         if not lease.session.prompt_length <= position <= committed:
-            node.post(_refusal(message, "bad_position", f"{committed} tokens are committed"))
+            node.post(refusal(message, "bad_position", f"{committed} tokens are committed"))
             return
-        if self._active(lease.session):
-            node.post(_refusal(message, "taken", "somebody drafts for the session already"))
+        peers = self.drafting_peers(lease.session)
+        if node.peer_id in peers or len(peers) >= MAX_DRAFTERS:
+            node.post(refusal(message, "taken", "others draft for the session already"))
             return
         if len(self.of_node(node)) >= node.max_sessions:
-            node.post(_refusal(message, "full", f"the node takes {node.max_sessions} sessions"))
+            node.post(refusal(message, "full", f"the node takes {node.max_sessions} sessions"))
             return
         self._attach(lease, node)
+        lease.role = "standby" if peers else "active"
         lease.source = self._new_source(lease.session, node.peer_id)
-        lease.tree_no = lease.ended_tree_no = 0
-        node.post(*self._opening(lease, resumed_at=position))
+        node.post(*opening(lease, self._wishes, self.max_context, position))
         missed = lease.session.token_ids[position:]
-        for verdict in split_verdict(_verdict(lease, position, [], 0), missed):
+        for verdict in split_verdict(verdict_of(lease, position, [], 0), missed):
             node.post_verdict(verdict)
 
     def release(self, node: NodeLink, session_no: int) -> None:
@@ -144,13 +136,27 @@ class Leases:
     # --- sessions come and go --------------------------------------------------------------------
 
     def rematch(self) -> None:
-        """Give sessions without a node to nodes with room."""
-        self._expire()
-        live = {session.session_id: session for session in self._sessions if session.is_live}
-        needs = [self._need(session) for session in live.values()]
+        """Give sessions without a node to nodes with room; now and then look at all of them."""
+        now_s = self._clock()
+        is_review = now_s >= self._next_review_s
+        if is_review:
+            self._expire()
+            self._next_review_s = now_s + REVIEW_S
+        looked_at = {
+            session.session_id: session
+            for session in self._sessions
+            if session.is_live and (is_review or not self._active(session))
+        }
+        if not looked_at:
+            return
+        needs = [self._need(session, now_s) for session in looked_at.values()]
         offers = [self._offer(node) for node in self._nodes.values()]
-        for assignment in match(needs, offers):
-            self._open(live[assignment.session_id], self._nodes[assignment.peer_id])
+        matching = match(needs, offers, self._reputation.step_time_s)
+        for gone in matching.dismissals:
+            self._dismiss(looked_at[gone.session_id], gone.peer_id)
+        for come in matching.assignments:
+            role: Role = "standby" if come.is_standby else "active"
+            self._open(looked_at[come.session_id], self._nodes[come.peer_id], role)
 
     def close(self, session: Session, reason: str) -> None:
         """End all leases of a session."""
@@ -168,6 +174,7 @@ class Leases:
         lease = self._drafting(node, proposal.session_no)
         if lease is None:
             return None
+        self._reputation.observe_answer(lease, self._clock())
         lease.tree_no = max(lease.tree_no, proposal.tree_no)
         return lease if proposal.tree_no > lease.ended_tree_no else None
 
@@ -175,10 +182,31 @@ class Leases:
         """Tell the nodes of a session what was committed."""
         for lease in self._active(session):
             num_accepted = committed.accepted_by_source.get(lease.source, 0)
-            verdict = _verdict(lease, committed.from_position, committed.token_ids, num_accepted)
+            verdict = verdict_of(lease, committed.from_position, committed.token_ids, num_accepted)
             if lease.node is not None:
                 lease.node.num_accepted += num_accepted
                 lease.node.post_verdict(verdict)
+            if lease.tree_no and lease.owes_since_s is None:
+                lease.owes_since_s = self._clock()
+
+    def learn(self, step: StepDone) -> None:
+        """Judge nodes by what a step did, before its results are published."""
+        self._reputation.observe_step(step.ended_s - step.started_s)
+        for result in step.results:
+            session = self._sessions.get(result.session)
+            if session is not None and session.is_live and result.token_ids:
+                for lease in self._active(session):
+                    num_sessions = self._num_sessions(lease.peer_id)
+                    self._reputation.observe_round(lease, result, num_sessions, self._clock())
+        self._retune()
+        if self._clock() >= self._next_review_s:
+            self.rematch()
+
+    def calibrate(self, step_time_s: float, max_context: int) -> None:
+        """An engine is there; so long takes a step with one row."""
+        self._reputation.step_time_s = max(step_time_s, 1e-4)
+        self.max_context = max_context
+        self._retune()
 
     def restart_trees(self) -> None:
         """The engine lost all trees: every node starts a new one in each of its sessions."""
@@ -186,19 +214,42 @@ class Leases:
             lease.ended_tree_no = lease.tree_no
             if lease.node is not None and lease.tree_no:
                 end = len(lease.session.token_ids)
-                lease.node.post_verdict(_verdict(lease, end, [], 0, lease.tree_no))
+                lease.node.post_verdict(verdict_of(lease, end, [], 0, lease.tree_no))
 
     # --- inside ----------------------------------------------------------------------------------
 
     def _active(self, session: Session) -> list[Lease]:
         return [lease for lease in self.of_session(session) if lease.node is not None]
 
-    def _need(self, session: Session) -> SessionNeed:
+    def _retune(self) -> None:
+        """Let trees grow larger where steps are slow; an allowance is never taken back."""
+        if self._reputation.step_time_s < SLOW_STEP_S:
+            return
+        if self._wishes.max_unverified >= MANY_UNVERIFIED:
+            return
+        self._wishes = msgspec.structs.replace(self._wishes, max_unverified=MANY_UNVERIFIED)
+        for lease in self._leases.values():
+            if lease.node is not None:
+                lease.node.post(Tune(lease.session_no, self._wishes))
+
+    def _dismiss(self, session: Session, peer_id: PeerId) -> None:
+        """End the lease of one node; the session goes on with others."""
+        for lease in self._active(session):
+            if lease.peer_id == peer_id and lease.node is not None:
+                node, session_no = lease.node, lease.session_no
+                self._detach(lease)
+                del self._leases[lease.lease_id]
+                self._by_session[session.number].remove(lease)
+                node.post(Close(session_no, "another node drafts for it"))
+
+    def _need(self, session: Session, now_s: float) -> SessionNeed:
         leases = self.of_session(session)
         return SessionNeed(
             session_id=session.session_id,
             volunteers=session.request.volunteers,
-            nodes=frozenset(lease.peer_id for lease in leases if lease.node is not None),
+            drafters=tuple(
+                self._reputation.drafter(lease, now_s) for lease in leases if lease.node is not None
+            ),
             released_by=frozenset(
                 lease.peer_id
                 for lease in leases
@@ -212,47 +263,28 @@ class Leases:
         return lease.node is None and is_back
 
     def _offer(self, node: NodeLink) -> NodeOffer:
-        return NodeOffer(
-            peer_id=node.peer_id,
-            max_sessions=node.max_sessions,
-            round_trip_s=node.round_trip_s,
-            is_allowed=node.peer_id in self._allowed,
-        )
+        is_allowed = node.peer_id in self._allowed
+        num_sessions = self._num_sessions(node.peer_id)
+        return self._reputation.offer(node, num_sessions, is_allowed=is_allowed)
 
-    def _open(self, session: Session, node: NodeLink) -> None:
+    def _num_sessions(self, peer_id: PeerId) -> int:
+        return len(self._by_node.get(peer_id, ()))
+
+    def _open(self, session: Session, node: NodeLink, role: Role) -> None:
         lease_id = LeaseId(secrets.token_bytes(16))
         source = self._new_source(session, node.peer_id)
-        lease = Lease(lease_id, node.peer_id, session, source)
+        lease = Lease(lease_id, node.peer_id, session, source, role)
         self._attach(lease, node)
         self._leases[lease_id] = lease
         self._by_session.setdefault(session.number, []).append(lease)
-        node.post(*self._opening(lease))
-
-    def _opening(self, lease: Lease, resumed_at: int | None = None) -> Sequence[Open | Prompt]:
-        session = lease.session
-        sampling = session.request.sampling
-        head = Open(
-            session_no=lease.session_no,
-            lease_id=lease.lease_id,
-            num_tokens=len(session.token_ids) if resumed_at is None else resumed_at,
-            noise_key=session.noise_key,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            max_position=min(self.max_context, session.prompt_length + session.max_tokens),
-            role="active",
-            wishes=self._wishes,
-            resumed=resumed_at is not None,
-        )
-        return (head,) if head.resumed else open_messages(head, session.token_ids)
+        node.post(*opening(lease, self._wishes, self.max_context))
 
     def _drafting(self, node: NodeLink, session_no: int) -> Lease | None:
         lease = self._by_node.get(node.peer_id, {}).get(session_no)
         return lease if lease is not None and lease.node is node else None
 
     def _attach(self, lease: Lease, node: NodeLink) -> None:
-        lease.node, lease.session_no = node, node.new_session_no()
+        lease.begin(node, self._clock())
         self._by_node.setdefault(node.peer_id, {})[lease.session_no] = lease
 
     def _detach(self, lease: Lease) -> None:
@@ -260,6 +292,8 @@ class Leases:
             self._by_node[lease.peer_id].pop(lease.session_no, None)
             lease.node, lease.lost_s = None, self._clock()
             self.engine_outbox.append(DropSource(lease.session.number, lease.source))
+            for other in self._active(lease.session):
+                other.role = "active"  # the next verdict says so
 
     def _expire(self) -> None:
         oldest = self._clock() - self._lease_s
@@ -272,26 +306,3 @@ class Leases:
         self._next_source += 1
         session.nodes_by_source[self._next_source] = peer_id
         return self._next_source
-
-
-def _may_resume(lease: Lease | None, node: NodeLink) -> TypeGuard[Lease]:
-    if lease is None or lease.peer_id != node.peer_id or lease.is_released:
-        return False
-    return lease.session.is_live
-
-
-def _refusal(message: Resume, code: str, text: str) -> Refuse:
-    return Refuse(code, text, message.lease_id)
-
-
-def _verdict(
-    lease: Lease, position: int, token_ids: list[int], num_accepted: int, restart: int = 0
-) -> Verdict:
-    return Verdict(
-        session_no=lease.session_no,
-        round_no=lease.session.num_rounds,
-        from_position=position,
-        token_ids=pack_tokens(token_ids),
-        num_accepted=num_accepted,
-        restart_tree_no=restart,
-    )

@@ -10,7 +10,15 @@ from specedge_p2p.names import PeerId
 from specedge_p2p.overlay.ports import Link
 from specedge_p2p.wire.build import merge_verdicts
 from specedge_p2p.wire.link_machine import LinkMachine
-from specedge_p2p.wire.messages import Close, CoordinatorMessage, Hello, Open, Prompt, Verdict
+from specedge_p2p.wire.messages import (
+    Close,
+    CoordinatorMessage,
+    Hello,
+    Open,
+    Prompt,
+    Tune,
+    Verdict,
+)
 from specedge_p2p.wire.states import LinkState
 
 MAX_VERDICTS_PER_FRAME = 64
@@ -144,7 +152,7 @@ class NodeLink:
 
     def _is_wanted(self, message: CoordinatorMessage) -> bool:
         """A node may have released the session while this waited."""
-        if isinstance(message, Prompt | Verdict | Close):
+        if isinstance(message, Prompt | Verdict | Tune | Close):
             return self.machine.is_open(message.session_no)
         return True
 

@@ -126,6 +126,7 @@ class Rounds:
     def _publish(self, step: StepDone) -> None:
         self._num_in_flight -= 1
         self._load.charge(step, self._policy.costs.step)
+        self._leases.learn(step)
         num_tokens = 0
         for result in step.results:
             session = self._sessions.get(result.session)

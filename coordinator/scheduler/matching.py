@@ -1,15 +1,53 @@
-"""Which node drafts for which session.
+"""Which nodes draft for which session.
 
-The first policy: one node per session. The nodes with the fewest sessions come first, then those
-with the shortest round trip.
+Every session gets one node, where that adds most; then nodes get further sessions; and where nodes
+have room to spare a session gets a second one that drafts with another model, or that stands by
+because the first one stalls or is late. Breadth and depth of one node exhaust what one draft model
+knows, so a second node with the same one would add nothing.
+
+Nothing is dropped before what replaces it has been heard: a better node is opened beside the old
+one, and the old one goes in a later call, when the new one has proposed.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coordinator.gateway.ports import Volunteers
+from coordinator.scheduler.places import MAX_LOOKS, NodeOffer, Places
 from specedge_p2p.names import PeerId, SessionId
+
+MAX_DRAFTERS = 2
+"""Nodes of one session at any time."""
+MAX_MOVES = 4
+"""Most sessions that one call begins to move to a better node: a move costs a prompt."""
+MOVE_FACTOR = 1.3
+MOVE_TOKENS = 0.05
+"""A move must promise so many times as much, and so many tokens a step more."""
+SETTLED_S = 3.0
+"""A node is judged by its session after so long."""
+PATIENCE_S = 2.0
+"""A node that has proposed nothing for so long after its session began is not counted on."""
+STALL_SHARE = 0.003
+"""Where more of a node's levels than this stall, a second one stands by."""
+SECOND_SHARE = 0.5
+"""A second node must have so much of the first one's gain; half of that is enough to stay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drafter:
+    """A node that drafts for a session now.
+
+    Args:
+        peer_id: its id.
+        age_s: time since the session was opened there.
+        has_proposed: it has sent a tree.
+        is_late: it owes an answer for longer than its levels and its link explain.
+    """
+
+    peer_id: PeerId
+    age_s: float = SETTLED_S
+    has_proposed: bool = True
+    is_late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,39 +57,39 @@ class SessionNeed:
     Args:
         session_id: its id.
         volunteers: who may draft for it.
-        nodes: who does now; those that have left count for nothing.
+        drafters: who does now; those that have left count for nothing.
         released_by: nodes that gave it back; it never returns to them.
     """
 
     session_id: SessionId
     volunteers: Volunteers
-    nodes: frozenset[PeerId] = frozenset()
+    drafters: tuple[Drafter, ...] = ()
     released_by: frozenset[PeerId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
-class NodeOffer:
-    """A connected node.
-
-    Args:
-        peer_id: its id.
-        max_sessions: how many sessions it takes; 0 takes no new ones.
-        round_trip_s: None before it was measured.
-        is_allowed: it stands on the host's list.
-    """
-
-    peer_id: PeerId
-    max_sessions: int
-    round_trip_s: float | None = None
-    is_allowed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Assignment:
-    """From now on the node drafts for the session."""
+    """From now on the node drafts for the session; `is_standby`: another does that already."""
 
     session_id: SessionId
     peer_id: PeerId
+    is_standby: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dismissal:
+    """The node drafts for the session no more."""
+
+    session_id: SessionId
+    peer_id: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """What changes. Dismissals come first: they make room for the assignments."""
+
+    dismissals: tuple[Dismissal, ...] = ()
+    assignments: tuple[Assignment, ...] = ()
 
 
 def may_draft(session: SessionNeed, node: NodeOffer) -> bool:
@@ -63,26 +101,157 @@ def may_draft(session: SessionNeed, node: NodeOffer) -> bool:
     return session.volunteers == "allowed" and node.is_allowed
 
 
-def match(sessions: Sequence[SessionNeed], nodes: Sequence[NodeOffer]) -> tuple[Assignment, ...]:
-    """New assignments only; what is assigned stays.
+def match(
+    sessions: Sequence[SessionNeed], nodes: Sequence[NodeOffer], step_time_s: float = 0.04
+) -> Matching:
+    """What changes; the same input always gives the same answer.
 
-    Sessions with the fewest nodes to choose from come first, then in the order given.
+    Args:
+        sessions: those to look at; nodes keep what they have of others.
+        nodes: all connected nodes, with the number of sessions that each has now.
+        step_time_s: one engine step.
     """
-    present = {node.peer_id for node in nodes}
-    num_sessions = Counter(peer for session in sessions for peer in session.nodes & present)
-    alone = [session for session in sessions if not session.nodes & present]
-    choices = [(session, [n for n in nodes if may_draft(session, n)]) for session in alone]
-    choices.sort(key=lambda choice: len(choice[1]))
-    assignments = []
-    for session, candidates in choices:
-        free = [n for n in candidates if num_sessions[n.peer_id] < n.max_sessions]
-        if not free:
-            continue
-        best = min(free, key=lambda n: (num_sessions[n.peer_id], _round_trip_s(n), n.peer_id))
-        num_sessions[best.peer_id] += 1
-        assignments.append(Assignment(session.session_id, best.peer_id))
-    return tuple(assignments)
+    return _Matcher(sessions, nodes, step_time_s).run()
 
 
-def _round_trip_s(node: NodeOffer) -> float:
-    return float("inf") if node.round_trip_s is None else node.round_trip_s
+class _Matcher:
+    """One matching in the making."""
+
+    def __init__(
+        self, sessions: Sequence[SessionNeed], nodes: Sequence[NodeOffer], step_time_s: float
+    ) -> None:
+        self._sessions = sessions
+        self._places = Places(nodes, step_time_s)
+        self._present = {
+            session.session_id: tuple(d for d in session.drafters if d.peer_id in self._places)
+            for session in sessions
+        }
+        self._dismissals: list[Dismissal] = []
+        self._assignments: list[Assignment] = []
+        self._num_moves = 0
+        self._seconds: list[tuple[SessionNeed, Drafter]] = []
+
+    def run(self) -> Matching:
+        for session in self._sessions:
+            self._dismiss_useless(session)
+        for session in self._sessions:
+            self._dismiss_surplus(session)
+        self._seconds = self._find_seconds()
+        # Those with less choice come first, then in the order given.
+        for session in sorted(self._sessions, key=_has_more_choice):
+            if not self._present[session.session_id]:
+                self._give_first(session)
+        for session in self._sessions:
+            drafters = self._present[session.session_id]
+            if len(drafters) == 1 and session.volunteers != "none":
+                self._give_second(session, drafters[0])
+        return Matching(tuple(self._dismissals), tuple(self._assignments))
+
+    # --- who goes --------------------------------------------------------------------------------
+
+    def _dismiss_useless(self, session: SessionNeed) -> None:
+        """A useless node keeps one session, to show whether it has become better."""
+        for drafter in self._present[session.session_id]:
+            node = self._places.node(drafter.peer_id)
+            if node.is_useless and self._places.num_sessions(node.peer_id) > 1:
+                self._dismiss(session, drafter)
+
+    def _dismiss_surplus(self, session: SessionNeed) -> None:
+        drafters = self._present[session.session_id]
+        if len(drafters) < MAX_DRAFTERS:
+            return
+        best, *others = sorted(drafters, key=self._rank)
+        if not best.has_proposed:
+            return
+        for place, other in enumerate(others, 1):
+            is_coming = not other.has_proposed and other.age_s < PATIENCE_S
+            if place >= MAX_DRAFTERS or not (is_coming or self._is_pair(best, other)):
+                self._dismiss(session, other)
+
+    def _rank(self, drafter: Drafter) -> tuple[bool, bool, float, PeerId]:
+        """The best first: heard and not late, then by what it adds."""
+        node = self._places.node(drafter.peer_id)
+        gain = self._places.gain(node.peer_id)
+        return drafter.is_late, not drafter.has_proposed, -gain, node.peer_id
+
+    def _is_pair(self, best: Drafter, other: Drafter) -> bool:
+        """Whether two nodes of one session are worth more than one."""
+        first, second = self._places.node(best.peer_id), self._places.node(other.peer_id)
+        if second.is_useless:
+            return False
+        if max(first.stall_share, second.stall_share) > STALL_SHARE:
+            return True
+        enough = SECOND_SHARE / 2 * self._places.gain(first.peer_id)
+        return first.draft != second.draft and self._places.gain(second.peer_id) >= enough
+
+    def _dismiss(self, session: SessionNeed, drafter: Drafter) -> None:
+        self._dismissals.append(Dismissal(session.session_id, drafter.peer_id))
+        kept = [d for d in self._present[session.session_id] if d is not drafter]
+        self._present[session.session_id] = tuple(kept)
+        self._places.leave(drafter.peer_id)
+
+    # --- who comes -------------------------------------------------------------------------------
+
+    def _give_first(self, session: SessionNeed) -> None:
+        if session.volunteers == "none":
+            return
+        best = self._places.best(session.volunteers, session.released_by)
+        if best is None:
+            best = self._take_second_of_another(session)
+        if best is not None:
+            self._assign(session, best, is_standby=False)
+
+    def _take_second_of_another(self, session: SessionNeed) -> NodeOffer | None:
+        """Room at a node that is the second of a session, whose first goes on alone."""
+        for place, (other, second) in enumerate(self._seconds[:MAX_LOOKS]):
+            node = self._places.node(second.peer_id)
+            if may_draft(session, node):
+                del self._seconds[place]
+                self._dismiss(other, second)
+                return node
+        return None
+
+    def _find_seconds(self) -> list[tuple[SessionNeed, Drafter]]:
+        """What is given up first when a session has no node at all."""
+        seconds = []
+        for session in self._sessions:
+            drafters = self._present[session.session_id]
+            if len(drafters) >= MAX_DRAFTERS:
+                first, second = sorted(drafters, key=self._rank)[:2]
+                is_useless = self._places.node(second.peer_id).is_useless
+                if first.has_proposed and not is_useless:
+                    seconds.append((session, second))
+        return seconds
+
+    def _give_second(self, session: SessionNeed, drafter: Drafter) -> None:
+        """A better node, a standby, or a different opinion; else nothing."""
+        places = self._places
+        node = places.node(drafter.peer_id)
+        taken = session.released_by | {drafter.peer_id}
+        is_silent = not drafter.has_proposed and drafter.age_s >= PATIENCE_S
+        needs_standby = drafter.is_late or is_silent or node.stall_share > STALL_SHARE
+        if drafter.age_s < SETTLED_S and not needs_standby:
+            return
+        best = places.best(session.volunteers, taken, has_use=True)
+        if best is None:
+            return
+        gain = places.marginal_gain(best.peer_id)
+        if needs_standby:
+            self._assign(session, best, is_standby=True)
+        elif node.is_useless or gain > MOVE_FACTOR * places.worth(node.peer_id) + MOVE_TOKENS:
+            if self._num_moves < MAX_MOVES:
+                self._num_moves += 1
+                self._assign(session, best, is_standby=True)
+        else:
+            other = places.best(session.volunteers, taken, has_use=True, not_draft=node.draft)
+            enough = SECOND_SHARE * places.gain(node.peer_id)
+            if other is not None and places.marginal_gain(other.peer_id) >= enough:
+                self._assign(session, other, is_standby=True)
+
+    def _assign(self, session: SessionNeed, node: NodeOffer, *, is_standby: bool) -> None:
+        self._assignments.append(Assignment(session.session_id, node.peer_id, is_standby))
+        self._places.enter(node.peer_id)
+
+
+def _has_more_choice(session: SessionNeed) -> tuple[bool, int]:
+    return session.volunteers == "any", -len(session.released_by)

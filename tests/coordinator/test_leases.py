@@ -1,56 +1,12 @@
 """Who may draft for what: leases given, resumed, refused and ended."""
 
-from dataclasses import dataclass, field
-
 from coordinator.engine.messages import DropSource
 from coordinator.leases import RESUME_WINDOW_S, Leases
 from coordinator.node_link import NodeLink
-from coordinator.sessions import Committed, Session, Sessions
-from specedge_p2p.names import PeerId
 from specedge_p2p.wire import messages as m
+from tests.support.lease_world import LEASE_S, World, opened
 from tests.support.links import proposal
-from tests.support.node_links import CONTEXT, Wire, open_link, write_all
-from tests.support.sessions import make_session
-
-LEASE_S = 60.0
-
-
-@dataclass
-class World:
-    """Leases on a clock that the test moves."""
-
-    now_s: float = 100.0
-    sessions: Sessions = field(default_factory=lambda: Sessions(8))
-
-    def __post_init__(self) -> None:
-        allowed = frozenset({PeerId("b")})
-        self.leases = Leases(self.sessions, allowed, lambda: self.now_s, LEASE_S)
-        self.leases.max_context = CONTEXT
-
-    async def node(self, name: str = "a", max_sessions: int = 8) -> tuple[NodeLink, Wire]:
-        node, wire = await open_link(max_sessions, name)
-        node.connected_s = self.now_s
-        self.leases.join(node)
-        return node, wire
-
-    def session(self, number: int = 1, **options: str) -> Session:
-        session = make_session(number, **options)  # type: ignore[arg-type]
-        self.sessions.add(session)
-        self.leases.rematch()
-        return session
-
-    def commit(self, session: Session, *token_ids: int) -> None:
-        committed = Committed(len(session.token_ids), list(token_ids))
-        session.token_ids += token_ids
-        self.leases.publish(session, committed)
-
-
-async def opened(node: NodeLink, wire: Wire) -> m.Open:
-    """The Open that has just been sent to a node."""
-    wire.frames.clear()
-    await write_all(node)
-    (found,) = [message for message in wire.messages if isinstance(message, m.Open)]
-    return found
+from tests.support.node_links import Wire, write_all
 
 
 async def ask(node: NodeLink, wire: Wire, leases: Leases, resume: m.Resume) -> str:
@@ -112,14 +68,29 @@ async def test_resumes_that_cannot_be_are_refused_with_a_code() -> None:
     node.max_sessions = 0
     assert await ask(node, wire, world.leases, resume) == "full"
     node.max_sessions = 8
-    other, other_wire = await world.node("b")
-    world.leases.rematch()
-    await opened(other, other_wire)
-    assert await ask(node, wire, world.leases, resume) == "taken"
-    world.leases.leave(other)
     assert await ask(node, wire, world.leases, resume) == "open"
+    assert await ask(node, wire, world.leases, resume) == "taken"
     world.leases.close(session, "stop")
     assert await ask(node, wire, world.leases, resume) == "unknown_lease"
+
+
+async def test_a_node_resumes_beside_another_but_never_beside_two() -> None:
+    world = World()
+    session = world.session()
+    leases = []
+    for name in ("a", "b", "c"):
+        node, wire = await world.node(name)
+        world.leases.rematch()
+        leases.append((await opened(node, wire)).lease_id)
+        world.leases.leave(node)
+    answers = []
+    for name, lease_id in zip(("a", "b", "c"), leases, strict=True):
+        node, wire = await world.node(name)
+        answers.append(await ask(node, wire, world.leases, m.Resume(lease_id, 2)))
+    assert answers == ["open", "open", "taken"]
+    assert world.leases.drafting_peers(session) == ("a", "b")
+    roles = [lease.role for lease in world.leases.of_session(session) if lease.node is not None]
+    assert roles == ["active", "standby"]
 
 
 async def test_a_lease_that_nobody_comes_back_for_ends() -> None:

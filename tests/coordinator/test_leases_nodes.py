@@ -108,7 +108,9 @@ async def test_law6_privacy_a_lease_is_of_one_peer(autojump_clock: MockClock) ->
         assert not thief.machine.sessions
 
 
-async def test_a_session_that_another_drafts_for_is_taken(autojump_clock: MockClock) -> None:
+async def test_a_node_comes_back_to_a_session_that_another_drafts_for(
+    autojump_clock: MockClock,
+) -> None:
     async with drafting() as (swarm, overlay), scripted_node(swarm, 2) as other:
         async with dialled(swarm, overlay) as node:
             await node.greet()
@@ -118,7 +120,7 @@ async def test_a_session_that_another_drafts_for_is_taken(autojump_clock: MockCl
         async with dialled(swarm, overlay) as node:
             await node.greet()
             await node.say(Resume(opened.lease_id, opened.num_tokens))
-            assert (await node.hear(Refuse)).code == "taken"
+            assert (await node.hear(Open)).role == "standby"
 
 
 async def test_resuming_what_was_never_lost_is_refused(autojump_clock: MockClock) -> None:
@@ -220,7 +222,7 @@ async def test_a_node_takes_as_many_as_it_says(autojump_clock: MockClock) -> Non
 
 async def _say_and_count(node: ScriptedNode, message: Capacity, num_sessions: int) -> None:
     await node.say(message)
-    with trio.move_on_after(3):
+    with trio.move_on_after(0.7):
         await node.read_for_ever()
     assert len(node.machine.sessions) == num_sessions
 

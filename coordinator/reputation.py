@@ -1,0 +1,112 @@
+"""What the coordinator knows of its nodes: by what they brought, never by what they claim.
+
+Kept by peer, so that a node that comes back is known. Only the level time in Hello is a claim, and
+what the node then brings corrects it.
+"""
+
+from coordinator.engine.messages import EntryResult, SourceFactor
+from coordinator.lease import Lease
+from coordinator.node_link import NodeLink
+from coordinator.scheduler.factors import Factors
+from coordinator.scheduler.matching import PATIENCE_S, Drafter
+from coordinator.scheduler.places import NodeOffer, offered_gain
+from coordinator.scheduler.standing import Standings
+from specedge_p2p.names import PeerId
+
+USELESS_TREES = 200
+"""So many trees in a row that nobody could believe, and a node counts as useless."""
+STALL_S, STALL_LEVELS = 0.1, 8
+"""An answer that takes longer than the link explains by this much, or so many levels, stalled."""
+LATE_S, LATE_LEVELS = 0.3, 20
+"""A node that has not answered for so long is late."""
+SLOW_STEP_S = 0.09
+STEP_MEMORY = 0.98
+
+
+class Reputation:
+    """Scores of nodes and draft models, and the time of an engine step they are weighed against."""
+
+    def __init__(self, factors: Factors, step_time_s: float = 0.04) -> None:
+        self._factors = factors
+        self._standings: Standings[PeerId] = Standings()
+        self._draft_standings: Standings[bytes] = Standings()
+        """Of all nodes with the same draft model: the belief in one that is new."""
+        self.step_time_s = step_time_s
+
+    def observe_step(self, step_time_s: float) -> None:
+        """An engine step took so long; one that prefilled much counts for little."""
+        bounded_s = min(step_time_s, 4 * self.step_time_s)
+        self.step_time_s += (1 - STEP_MEMORY) * (bounded_s - self.step_time_s)
+
+    def observe_round(
+        self, lease: Lease, result: EntryResult, num_sessions: int, now_s: float
+    ) -> None:
+        """What a node brought to a step of its session, while it had so many sessions."""
+        node = lease.node
+        is_expected = lease.has_proposed or now_s > lease.opened_s + lease.patience_s
+        if node is None or not is_expected:
+            return
+        fingerprint = node.hello.model_fingerprint
+        seen = next((each for each in result.seen if each.source == lease.source), None)
+        if seen is not None:
+            self._factors.observe(node.peer_id, fingerprint, seen.predicted, is_hit=seen.is_hit)
+        num_accepted = sum(lease.source in (token.source, token.second) for token in result.sources)
+        predicted = offered_gain(self.offer(node, num_sessions), num_sessions, self.step_time_s)
+        is_present = seen is not None or num_accepted > 0
+        self._standings.observe_round(node.peer_id, num_accepted, predicted, is_present=is_present)
+        self._draft_standings.observe_round(
+            fingerprint, num_accepted, predicted, is_present=is_present
+        )
+
+    def observe_answer(self, lease: Lease, now_s: float) -> None:
+        """A proposal came."""
+        is_stalled = self._owes_for_longer(lease, now_s, STALL_S, STALL_LEVELS)
+        self._standings.observe_level(lease.peer_id, is_stalled=is_stalled)
+        lease.owes_since_s = None
+
+    def drafter(self, lease: Lease, now_s: float) -> Drafter:
+        """The node of a lease as matching sees it."""
+        return Drafter(
+            peer_id=lease.peer_id,
+            # Of the time that counts: a long prompt has to be read first.
+            age_s=now_s - lease.opened_s - (lease.patience_s - PATIENCE_S),
+            has_proposed=lease.has_proposed,
+            is_late=self._owes_for_longer(lease, now_s, LATE_S, LATE_LEVELS),
+        )
+
+    def source(self, source: int, node: NodeLink) -> SourceFactor:
+        """What the engine shall believe of the node's probabilities."""
+        fingerprint = node.hello.model_fingerprint
+        return SourceFactor(
+            source=source,
+            factor=self._factors.factor(node.peer_id),
+            draft=self._factors.draft(fingerprint),
+            quality=self._factors.quality(fingerprint),
+            max_rows=self._factors.max_rows(node.peer_id),
+        )
+
+    def offer(self, node: NodeLink, num_sessions: int, *, is_allowed: bool = False) -> NodeOffer:
+        """The node as matching sees it."""
+        key, fingerprint = node.peer_id, node.hello.model_fingerprint
+        return NodeOffer(
+            peer_id=key,
+            max_sessions=node.max_sessions,
+            round_trip_s=node.round_trip_s,
+            is_allowed=is_allowed,
+            num_sessions=num_sessions,
+            level_time_s=node.hello.level_time_s,
+            draft=self._factors.draft(fingerprint),
+            skill=self._standings.skill(key, self._draft_standings.skill(fingerprint)),
+            stall_share=self._standings.stall_share(key),
+            is_useless=self._standings.is_dead(key)
+            or self._factors.num_low_trees(key) >= USELESS_TREES,
+        )
+
+    @staticmethod
+    def _owes_for_longer(lease: Lease, now_s: float, than_s: float, than_levels: int) -> bool:
+        """Whether the oldest verdict without a proposal is older than link and levels explain."""
+        if lease.node is None or lease.owes_since_s is None:
+            return False
+        node = lease.node
+        allowed_s = max(than_s, than_levels * node.hello.level_time_s) + (node.round_trip_s or 0.0)
+        return now_s - lease.owes_since_s > allowed_s

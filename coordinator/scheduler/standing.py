@@ -1,0 +1,111 @@
+"""What nodes brought so far, beside what was predicted of them; claims count for nothing here."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+
+MAX_KEYS = 16_384
+"""Nodes remembered; the longest unheard of are forgotten first."""
+MEMORY = 0.99
+"""What an observation still weighs one round later."""
+BELIEF_ROUNDS = 50.0
+"""The prediction weighs as much as this many rounds."""
+LEAST_SKILL, MOST_SKILL = 0.02, 4.0
+LEVEL_MEMORY = 0.9998
+BELIEF_LEVELS = 300.0
+"""One stall among fewer levels than this is an accident."""
+TRIAL_ROUNDS = 200
+"""Rounds after which a node may be called useless."""
+USELESS_PRESENCE = 0.02
+"""Share of its rounds at whose start a tree of the node was still alive."""
+
+
+@dataclass(slots=True)
+class _Standing:
+    num_rounds: int = 0
+    weight: float = 0.0
+    accepted: float = 0.0
+    predicted: float = 0.0
+    present: float = 0.0
+    levels: float = 0.0
+    stalls: float = 0.0
+
+
+@dataclass(slots=True)
+class Standings(Generic[Key]):
+    """Per node: tokens brought against tokens predicted, trees alive on arrival, stalled levels.
+
+    `common` is what all nodes together brought as a share of what was predicted: text that is hard
+    to guess is no fault of a node.
+    """
+
+    _known: dict[Key, _Standing] = field(default_factory=dict)
+    _accepted: float = 0.0
+    _predicted: float = 0.0
+
+    @property
+    def common(self) -> float:
+        return (self._accepted + BELIEF_ROUNDS) / (self._predicted + BELIEF_ROUNDS)
+
+    def observe_round(
+        self, key: Key, num_accepted: int, predicted: float, *, is_present: bool
+    ) -> None:
+        """A step of a session for which the node drafts.
+
+        Args:
+            key: the node.
+            num_accepted: tokens that were the node's.
+            predicted: tokens that were predicted of it.
+            is_present: a tree of the node was alive when the step began.
+        """
+        standing = self._standing(key)
+        standing.num_rounds += 1
+        standing.weight = MEMORY * standing.weight + 1.0
+        standing.accepted = MEMORY * standing.accepted + num_accepted
+        standing.predicted = MEMORY * standing.predicted + predicted
+        standing.present = MEMORY * standing.present + is_present
+        kept = 1.0 - (1.0 - MEMORY) / 10  # all nodes together are remembered for longer
+        self._accepted = kept * self._accepted + num_accepted
+        self._predicted = kept * self._predicted + predicted
+
+    def observe_level(self, key: Key, *, is_stalled: bool) -> None:
+        standing = self._standing(key)
+        standing.levels = LEVEL_MEMORY * standing.levels + 1.0
+        standing.stalls = LEVEL_MEMORY * standing.stalls + is_stalled
+
+    def skill(self, key: Key, believed: float = 1.0) -> float:
+        """What the node brings, as a share of what is predicted.
+
+        Args:
+            key: the node.
+            believed: what is believed before anything was seen of it.
+        """
+        standing = self._known.get(key)
+        if standing is None or standing.predicted <= 0.0:
+            return believed
+        belief = BELIEF_ROUNDS * standing.predicted / standing.weight
+        due = self.common * (standing.predicted + belief)
+        share = (standing.accepted + believed * self.common * belief) / due
+        return min(MOST_SKILL, max(LEAST_SKILL, share))
+
+    def stall_share(self, key: Key) -> float:
+        """Share of the node's levels that stalled."""
+        standing = self._known.get(key)
+        return 0.0 if standing is None else standing.stalls / (standing.levels + BELIEF_LEVELS)
+
+    def is_dead(self, key: Key) -> bool:
+        """Whether the node's trees come too late for anything."""
+        standing = self._known.get(key)
+        if standing is None or standing.num_rounds < TRIAL_ROUNDS:
+            return False
+        return standing.present < USELESS_PRESENCE * standing.weight
+
+    def _standing(self, key: Key) -> _Standing:
+        """Most recently heard of last."""
+        standing = self._known.pop(key, None) or _Standing()
+        self._known[key] = standing
+        if len(self._known) > MAX_KEYS:
+            del self._known[next(iter(self._known))]
+        return standing

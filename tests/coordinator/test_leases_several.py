@@ -1,0 +1,129 @@
+"""Several nodes on one session: second models, standbys, moves; and what is learned of nodes."""
+
+from coordinator.engine.messages import DropSource
+from coordinator.scheduler.matching import SETTLED_S
+from specedge_p2p.wire import messages as m
+from tests.support.lease_world import World, opened, propose
+from tests.support.node_links import CONTEXT, write_all
+from tests.support.sessions import make_session
+
+
+async def test_a_second_node_drafts_with_another_model_and_both_are_named_to_the_engine() -> None:
+    world = World()
+    session = world.session()
+    first, wire = await world.node("a")
+    world.leases.rematch()
+    await propose(world, first, wire)
+    other, _ = await world.node("b", fingerprint=b"another model")
+    world.later(SETTLED_S + 0.1)
+    assert world.leases.drafting_peers(session) == ("a", "b")
+    sources = world.leases.sources(session)
+    assert [s.draft for s in sources] == [1, 2]
+    assert len({s.source for s in sources}) == 2
+    assert [lease.role for lease in world.leases.of_session(session)] == ["active", "standby"]
+    world.leases.leave(first)
+    assert world.leases.drafting_peers(session) == ("b",)
+    assert [lease.role for lease in world.leases.of_node(other)] == ["active"]
+
+
+async def test_a_late_node_is_replaced_without_a_gap() -> None:
+    world = World()
+    session = world.session()
+    slow, slow_wire = await world.node("a")
+    world.leases.rematch()
+    await propose(world, slow, slow_wire)
+    fresh, fresh_wire = await world.node("b")
+    world.commit(session, 5)
+    world.later(0.2)
+    assert world.leases.drafting_peers(session) == ("a",)
+    world.later(0.3)  # still nothing in answer to the verdict
+    assert world.leases.drafting_peers(session) == ("a", "b")
+    world.later(0.3)  # the new one has said nothing yet
+    assert world.leases.drafting_peers(session) == ("a", "b")
+    await propose(world, fresh, fresh_wire)
+    old_source = world.leases.sources(session)[0].source
+    world.later(0.3)
+    assert world.leases.drafting_peers(session) == ("b",)
+    assert DropSource(session.number, old_source) in world.leases.engine_outbox
+    await write_all(slow)
+    assert slow_wire.machine.sessions == ()
+
+
+async def test_a_node_that_proposes_nothing_gets_a_standby_later_after_a_long_prompt() -> None:
+    for num_tokens, waits_s in ((0, 2.1), (1000, 4.2)):
+        world = World()
+        session = make_session(1)
+        session.token_ids += [1] * num_tokens
+        world.sessions.add(session)
+        for name in ("a", "b"):
+            await world.node(name)
+        world.leases.rematch()
+        world.later(waits_s - 0.2)
+        assert len(world.leases.drafting_peers(session)) == 1
+        world.later(0.3)
+        assert len(world.leases.drafting_peers(session)) == 2
+
+
+async def test_a_node_that_brings_nothing_loses_its_session_to_a_new_one() -> None:
+    world = World()
+    session = world.session()
+    bad, bad_wire = await world.node("a")
+    world.leases.rematch()
+    await propose(world, bad, bad_wire)
+    world.judge(session, 150, accepted=False)
+    fresh, fresh_wire = await world.node("b", fingerprint=b"another model")
+    world.later(SETTLED_S + 1)
+    assert world.leases.drafting_peers(session) == ("a", "b")
+    await propose(world, fresh, fresh_wire)
+    world.judge(session, 100, accepted=True)
+    world.later(1)
+    assert world.leases.drafting_peers(session) == ("b",)
+    world.later(60)
+    assert world.leases.drafting_peers(session) == ("b",)
+
+
+async def test_the_factor_follows_what_the_engine_saw() -> None:
+    world = World()
+    session = world.session()
+    node, wire = await world.node("a")
+    world.leases.rematch()
+    await propose(world, node, wire)
+    (before,) = world.leases.sources(session)
+    assert (before.factor, before.max_rows) == (0.5, 8)
+    world.judge(session, 100, accepted=True)
+    (after,) = world.leases.sources(session)
+    assert after.factor > 0.9
+    assert after.max_rows == 0
+    assert after.quality > before.quality
+    world.judge(session, 100, accepted=False)
+    assert world.leases.sources(session)[0].factor < 0.3
+
+
+async def test_slow_steps_let_trees_grow_larger() -> None:
+    world = World()
+    session = world.session()
+    node, wire = await world.node("a")
+    world.leases.rematch()
+    assert (await opened(node, wire)).wishes.max_unverified == 256
+    world.leases.calibrate(0.1, CONTEXT)
+    wire.frames.clear()
+    await write_all(node)
+    (tuned,) = [x for x in wire.messages if isinstance(x, m.Tune)]
+    assert tuned.wishes.max_unverified == 512
+    world.sessions.remove(session)
+    world.leases.close(session, "stop")
+    world.session(2)
+    assert (await opened(node, wire)).wishes.max_unverified == 512
+    world.leases.calibrate(0.01, CONTEXT)  # what was allowed stays allowed
+    wire.frames.clear()
+    await write_all(node)
+    assert wire.messages == []
+
+
+async def test_law6_privacy_a_standby_is_one_of_the_allowed() -> None:
+    world = World()
+    await world.node("b")
+    session = world.session(1, volunteers="allowed")
+    await world.node("a", fingerprint=b"another model")
+    world.later(60)
+    assert world.leases.drafting_peers(session) == ("b",)
