@@ -19,6 +19,7 @@ from coordinator.intake import Intake, TargetProfile
 from coordinator.leases import Leases
 from coordinator.ledger.ports import Ledger, SignedReceipt
 from coordinator.load import Load
+from coordinator.lockstep import make_gate
 from coordinator.policy import StepPolicy
 from coordinator.rounds import Rounds
 from coordinator.scheduler.factors import Factors
@@ -31,6 +32,7 @@ from coordinator.trial import Trial
 from specedge_p2p.names import PeerId
 from specedge_p2p.overlay.ports import DRAFT_PROTOCOL, Overlay
 from specedge_p2p.tasks import TaskStatus
+from specedge_p2p.wire.messages import GrowthWishes
 
 TELL_S = 1.0
 """How long nodes are given to take their last messages; they can ask for receipts later."""
@@ -65,10 +67,10 @@ class Coordinator:
         limits, timing, clock = parts.limits, parts.timing, parts.clock
         self.sessions = Sessions(limits.max_sessions)
         self.load = Load(clock)
-        factors = Factors()
+        factors, lockstep = Factors(), limits.lockstep
         policy = StepPolicy(
             PlanLimits(
-                max_rows=limits.max_rows,
+                max_rows=max(limits.max_rows, 0 if lockstep is None else lockstep.vertices),
                 max_sessions=limits.max_sessions,
                 prefill_tokens=limits.prefill_tokens,
                 has_ngram=limits.has_ngram,
@@ -78,8 +80,22 @@ class Coordinator:
             clock,
             factors,
         )
-        self.leases = Leases(self.sessions, parts.allowed_nodes, clock, timing.lease_s, factors)
+        wishes = limits.wishes if lockstep is None else lockstep.wishes
+        self.leases = Leases(
+            self.sessions, parts.allowed_nodes, clock, timing.lease_s, factors, wishes
+        )
         self.accounting = Accounting(parts.ledger, self._deliver)
+        self.rounds = Rounds(
+            parts.engine,
+            self.sessions,
+            self.leases,
+            self.accounting,
+            policy,
+            self.load,
+            self._on_ready,
+            make_gate(lockstep),
+            clock,
+        )
         self.intake = Intake(
             parts.engine,
             self.leases,
@@ -89,15 +105,7 @@ class Coordinator:
             timing,
             clock,
             parts.software,
-        )
-        self.rounds = Rounds(
-            parts.engine,
-            self.sessions,
-            self.leases,
-            self.accounting,
-            policy,
-            self.load,
-            self._on_ready,
+            self.rounds.proposed,
         )
         self.generations = LiveGenerations(
             self.rounds,

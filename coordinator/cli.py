@@ -149,6 +149,20 @@ def serve(
             help="Share of sessions served without volunteers, to measure what they bring.",
         ),
     ] = 0.0075,
+    node_beam: Annotated[
+        int,
+        typer.Option(
+            min=0, max=256, hidden=True, help="For measuring: vertices per level, 0: as nodes like."
+        ),
+    ] = 0,
+    lockstep: Annotated[
+        str,
+        typer.Option(
+            hidden=True,
+            metavar="LEVELSxVERTICES[:nopro][:BATCH]",
+            help="For measuring: rounds that wait for the nodes, in place of continuous drafting.",
+        ),
+    ] = "",
     home: HomeOption = DEFAULT_HOME,
     database_url: DatabaseOption = "",
     ready_fd: Annotated[
@@ -162,8 +176,9 @@ def serve(
     """
     with clear_errors():
         from coordinator.main import run_coordinator
-        from coordinator.settings import CoordinatorSettings, Limits, parse_tree
+        from coordinator.settings import CoordinatorSettings, Limits, Lockstep, parse_tree
         from specedge_p2p.lm.emulated import load_profile
+        from specedge_p2p.wire.messages import GrowthWishes
 
         if emulate:
             load_profile(emulate).step_cost()  # a mistake shows before anything is loaded
@@ -196,6 +211,8 @@ def serve(
                 max_batch=max_batch,
                 engine_tree=parse_tree(engine_tree),
                 holdout_rate=_holdout_rate(holdout),
+                wishes=GrowthWishes(beam_width=node_beam),
+                lockstep=Lockstep.parse(lockstep) if lockstep else None,
             ),
         )
         start_logging()

@@ -64,10 +64,13 @@ class Intake:
         timing: Timing,
         clock: Callable[[], float],
         software: str,
+        on_proposal: Callable[[int, int], None],
     ) -> None:
+        """`on_proposal` is told source and base position when the engine has a proposal."""
         self._engine, self._leases, self._ledger = engine, leases, ledger
         self._target, self._limits, self._timing = target, limits, timing
         self._clock, self._software = clock, software
+        self._on_proposal = on_proposal
         self._drain_reason = ""
         self.num_protocol_errors = 0
 
@@ -246,6 +249,7 @@ class Intake:
                     log_probs=proposal.log_probs,
                 )
             )
+            self._on_proposal(lease.source, proposal.base_position)
 
     async def _resend_receipts(self, node: NodeLink, after: int) -> None:
         try:

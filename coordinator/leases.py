@@ -40,6 +40,7 @@ class Leases:
         clock: Clock,
         lease_s: float,
         factors: Factors | None = None,
+        wishes: GrowthWishes = GrowthWishes(),
     ) -> None:
         self._sessions = sessions
         self._reputation = Reputation(factors or Factors())
@@ -47,7 +48,7 @@ class Leases:
         self._allowed = allowed
         self._clock = clock
         self._lease_s = lease_s
-        self._wishes = GrowthWishes()
+        self._wishes = wishes
         self._nodes: dict[PeerId, NodeLink] = {}
         self._leases: dict[LeaseId, Lease] = {}
         self._by_session: dict[int, list[Lease]] = {}

@@ -162,6 +162,10 @@ class StepPolicy:
             last_step=last_step,
         )
 
+    def forget(self, session: Session) -> None:
+        """A session has ended."""
+        self._sessions.pop(session.number, None)
+
     def _forget(self) -> None:
         oldest = self._step_no - FORGET_STEPS
         self._sessions = {n: at for n, at in self._sessions.items() if at.offered_step > oldest}

@@ -24,6 +24,7 @@ from specedge_p2p.lm.ports import (
 )
 from specedge_p2p.noise import NoiseKey
 from specedge_p2p.tree.growth import Gain, GrowingTree, GrowthSettings
+from specedge_p2p.tree.lockstep import LockstepRounds, LockstepTerms
 from specedge_p2p.wire.messages import GrowthWishes
 
 
@@ -85,6 +86,8 @@ class _Session:
     """Of the target. The draft model's may be larger or smaller."""
     largest_token: int
     cache: DraftCache = field(default_factory=DraftCache)
+    rounds: LockstepRounds | None = None
+    """None: continuous drafting."""
     is_paused: bool = False
     """No cache for more rows until a verdict frees some."""
     num_verdicts: int = 0
@@ -147,11 +150,14 @@ class Drafter:
             limit=limit,
             vocab_size=request.vocab_size,
             largest_token=max(tokens),
+            rounds=_rounds(wishes),
         )
 
     def resume(self, session_no: int, wishes: GrowthWishes) -> None:
         """A new link took over: number the session's trees from 1 again and send all that lives."""
-        self._sessions[session_no].tree.resume()
+        session = self._sessions[session_no]
+        session.tree.resume()
+        session.rounds = None
         self.tune(session_no, wishes)
 
     def commit(self, session_no: int, token_ids: Sequence[int]) -> bool:
@@ -167,15 +173,29 @@ class Drafter:
         session.num_verdicts += 1
         session.num_hits += is_hit
         self._compact(session, session.cache.commit(root, token_ids, keep_subtree=is_hit))
+        if session.rounds is not None:
+            session.tree.restart()  # every round is a tree of its own
+            session.rounds.begin(session.tree.num_levels)
         return is_hit
 
     def restart(self, session_no: int) -> None:
         """The coordinator ended the current tree: send what is live again, in a new one."""
-        self._sessions[session_no].tree.restart()
+        session = self._sessions[session_no]
+        session.tree.restart()
+        if session.rounds is not None:
+            session.rounds.again()
 
     def tune(self, session_no: int, wishes: GrowthWishes) -> None:
-        tree = self._sessions[session_no].tree
-        tree.tune(wishes.min_prob, wishes.look_ahead, wishes.max_unverified)
+        session = self._sessions[session_no]
+        session.tree.tune(wishes.min_prob, wishes.look_ahead, wishes.max_unverified)
+        rounds = _rounds(wishes)
+        if rounds is None or session.rounds is None:
+            session.rounds = rounds
+            if rounds is not None:
+                session.tree.restart()
+                rounds.begin(session.tree.num_levels)
+        else:
+            session.rounds.terms = rounds.terms
 
     def close(self, session_no: int) -> None:
         """Forget a session; unknown numbers are ignored."""
@@ -183,8 +203,17 @@ class Drafter:
             self._model.drop_sequence(session_no)
 
     def gains(self, session_no: int, room: int) -> Gain | None:
-        """Vertices worth sending that were not sent yet, at most `room`."""
-        return self._sessions[session_no].tree.take_gain(room) if room > 0 else None
+        """Vertices worth sending that were not sent yet, at most `room`.
+
+        In lock-step only when a round's proposal is due, and all of it at once.
+        """
+        session = self._sessions[session_no]
+        if session.rounds is not None:
+            room = session.rounds.room(room)
+        gain = session.tree.take_gain(room) if room > 0 else None
+        if gain is not None and session.rounds is not None:
+            session.rounds.proposed()
+        return gain
 
     def level(self) -> LevelDone:
         """One forward over all sessions that have something to do."""
@@ -220,13 +249,16 @@ class Drafter:
                 self._shed(session, reason, shed)
                 continue
             if session.is_paused or len(session.tokens) >= session.limit:
+                _stuck(session)
                 continue
             entry: _Entry | None
             if session.cache.num_prefix < len(session.tokens):
                 entry = self._plan_prefill(session, prefill_left)
                 prefill_left -= 0 if entry is None else len(entry.rows.token_ids)
-            else:
+            elif session.rounds is None or session.rounds.may_grow:
                 entry = self._plan_growth(session, beam_width)
+            else:
+                continue
             if entry is not None:
                 plan.append(entry)
         return plan
@@ -258,12 +290,14 @@ class Drafter:
         tree = session.tree
         beam_width = min(beam_width, MAX_TAIL_SLOTS - len(session.cache))
         if beam_width <= 0:
+            _stuck(session)
             return None
         vertices = tree.frontier(beam_width)
         while barren := [v for v in vertices if self._is_end(tree, v)]:
             _expand_to_nothing(tree, barren)
             vertices = tree.frontier(beam_width)
         if not vertices:
+            _stuck(session)
             return None
         growths = tuple(
             Growth(v, tree.parent(v), tree.token_id(v), tree.position(v)) for v in vertices
@@ -286,6 +320,8 @@ class Drafter:
             if not entry.rows.num_outputs or tree.is_expanded(tree.root):
                 return
         _expand(tree, vertices, children, session.vocab_size)
+        if session.rounds is not None:
+            session.rounds.grown()
 
     # --- room -------------------------------------------------------------------------------------
 
@@ -299,6 +335,7 @@ class Drafter:
         if growing:
             victim = min(growing, key=lambda entry: entry.session.usefulness)
             victim.session.is_paused = True
+            _stuck(victim.session)
             return [entry for entry in plan if entry is not victim]
         if len(plan) > 1:
             return plan[:1]
@@ -312,6 +349,19 @@ class Drafter:
 
     def _compact(self, session: _Session, compaction: Compaction) -> None:
         self._model.compact(session.number, compaction.commit, compaction.keep)
+
+
+def _rounds(wishes: GrowthWishes) -> LockstepRounds | None:
+    if not wishes.lockstep_levels:
+        return None
+    return LockstepRounds(
+        LockstepTerms(wishes.lockstep_levels, wishes.lockstep_vertices, wishes.is_proactive)
+    )
+
+
+def _stuck(session: _Session) -> None:
+    if session.rounds is not None:
+        session.rounds.stuck()
 
 
 def _expand_to_nothing(tree: GrowingTree, vertices: Sequence[int]) -> None:

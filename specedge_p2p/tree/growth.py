@@ -120,6 +120,11 @@ class GrowingTree:
         """Levels below the root."""
         return self._tree.depth(vertex) - self._tree.depth(self.root)
 
+    @property
+    def num_levels(self) -> int:
+        """Levels below the root that hold a vertex."""
+        return max((self.depth(vertex) for vertex in self._tree), default=0)
+
     def token_id(self, vertex: int) -> int:
         return self._tree.token_id(vertex)
 

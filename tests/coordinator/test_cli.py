@@ -40,6 +40,7 @@ def assert_clear(result: Result, *parts: str) -> None:
         (["--listen", "nonsense"], ["nonsense"]),
         (["--emulate", "no-such"], ["no-such", "a100-32b"]),
         (["--emulate", "slow-15ms"], ["slow-15ms", "verifies nothing"]),
+        (["--lockstep", "6"], ["'6'", "6x32"]),
         (["--bootstrap", "/ip4/1.2.3.4/tcp/1"], ["/ip4/1.2.3.4/tcp/1"]),
         (["--database-url", "postgresql://nobody@127.0.0.1:1/none"], ["127.0.0.1"]),
     ],
