@@ -10,7 +10,7 @@ The parent of a row is the highest slot below its own that it sees. This is the 
 simulation, so nothing is checked that the callers' own tests check.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +32,15 @@ ON_PATH = 0
 _MASK = (1 << 31) - 1
 _RANKS = np.arange(BRANCH_WIDTH, dtype=np.int64) * 37
 MAX_CONTEXT = 4096
+USELESS = "useless"
+"""A draft model that is never right, however sure it says it is."""
+
+ByKey = Mapping[NoiseKey, Trace]
+
+
+def by_key(traces: Iterable[Trace]) -> ByKey:
+    """What models look traces up in; made once for all of a world."""
+    return {trace.key: trace for trace in traces}
 
 
 @dataclass(slots=True)
@@ -46,15 +55,15 @@ class TraceModel:
     """What both have in common: whose rows are on the path, and how many there are.
 
     Args:
-        traces: a sequence is told by its noise key which of them it follows.
+        traces: a sequence is told by its noise key which of them it follows; see `by_key`.
         vocab_size: of the recorded pair.
         cache_rows: rows over all sequences.
     """
 
     def __init__(
-        self, traces: Iterable[Trace], vocab_size: int, name: str, cache_rows: int = 1 << 24
+        self, traces: ByKey, vocab_size: int, name: str, cache_rows: int = 1 << 24
     ) -> None:
-        self._traces = {trace.key: trace for trace in traces}
+        self._traces = traces
         self._cache_rows = cache_rows
         self._num_rows = 0
         self._sequences: dict[int, _Sequence] = {}
@@ -124,13 +133,14 @@ class TraceTarget(TraceModel):
 
 
 class TraceDraft(TraceModel):
-    """Ranks the recorded children of one of the recorded draft models."""
+    """Ranks the recorded children of one of the recorded draft models, or is `USELESS`."""
 
     def __init__(
-        self, traces: Iterable[Trace], vocab_size: int, draft: str, cache_rows: int = 1 << 24
+        self, traces: ByKey, vocab_size: int, draft: str, cache_rows: int = 1 << 24
     ) -> None:
         super().__init__(traces, vocab_size, draft, cache_rows)
-        self._draft = draft
+        self._is_useless = draft == USELESS
+        self._draft = "small" if self._is_useless else draft
 
     def choose(self, batch: Sequence[Rows]) -> list[TokenIds]:
         raise NotImplementedError("a recorded draft model does not choose")
@@ -147,18 +157,19 @@ class TraceDraft(TraceModel):
         guesses = trace.guesses[self._draft]
         first, num_new = trace.prompt_length - 1, trace.num_new
         start = len(hashes) - rows.num_outputs
-        places, strangers = [], []
+        places, strangers, seeds = [], [], []
         for i, position in enumerate(rows.positions[start:].tolist()):
             at, place = hashes[start + i], position - first
-            if at != ON_PATH or not 0 <= place < num_new:
+            if at != ON_PATH or self._is_useless or not 0 <= place < num_new:
+                seed = at or _mix(position + 1)
                 strangers.append(i)
-                place = _mix(at) % num_new
+                seeds.append(seed)
+                place = _mix(seed) % num_new
             places.append(place)
         token_ids = guesses.token_ids[places]
         if strangers:
-            seeds = np.array([hashes[start + i] for i in strangers], dtype=np.int64)
-            made_up = (seeds[:, None] + _RANKS) % self._info.vocab_size
-            token_ids[strangers] = made_up
+            made_up = np.array(seeds, np.int64)[:, None] + _RANKS
+            token_ids[strangers] = made_up % self._info.vocab_size
         return Children(token_ids[:, :width], guesses.log_probs[places][:, :width])
 
 
@@ -179,7 +190,7 @@ def _hashes(rows: Rows, state: _Sequence) -> list[int]:
         parent = (seen & ((1 << (first + i)) - 1)).bit_length() - 1
         at = ON_PATH if parent < 0 else tail[parent]
         if at != ON_PATH or position >= len(tokens) or tokens[position] != token:
-            at = _mix(at * 31 + token + 1)
+            at = _mix(at * 31 + position * 8191 + token + 1)
         tail.append(at)
     return tail[first:]
 

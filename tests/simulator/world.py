@@ -19,7 +19,7 @@ from specedge_p2p.names import PeerId
 from tests.simulator.coordinator import SimCoordinator
 from tests.simulator.engine import SimEngine
 from tests.simulator.events import Agenda, LinkQuality
-from tests.simulator.models import TraceDraft, TraceTarget
+from tests.simulator.models import TraceDraft, TraceTarget, by_key
 from tests.simulator.node import SimNode
 from tests.simulator.profiles import ENGINES, EngineCosts, NodeCosts
 from tests.simulator.results import Result, Tally
@@ -73,6 +73,7 @@ class World:
         self.plan = plan
         self._book = book
         self._traces = book.at(plan.temperature)
+        self._by_key = by_key(self._traces)
         self._prompts = self._endless_prompts()
         self.agenda = Agenda()
         self.random = Random(plan.seed)
@@ -113,7 +114,7 @@ class World:
             self._on_end,
         )
         core = EngineCore(
-            TraceTarget(self._traces, self._book.vocab_size, "recorded"),
+            TraceTarget(self._by_key, self._book.vocab_size, "recorded"),
             lambda: self.agenda.now,
             EngineLimits(max_sessions=4 * plan.num_sessions),
         )
@@ -130,7 +131,7 @@ class World:
     def _build_node(self, number: int, plan: NodePlan) -> SimNode:
         return SimNode(
             peer_id=PeerId(f"node-{number:05}"),
-            model=TraceDraft(self._traces, self._book.vocab_size, plan.draft),
+            model=TraceDraft(self._by_key, self._book.vocab_size, plan.draft),
             agenda=self.agenda,
             costs=plan.costs,
             quality=plan.quality,
