@@ -1,0 +1,214 @@
+"""The coordinator in virtual time: rounds, with the real policy, leases and matching.
+
+It does what `coordinator/rounds.py` does, without its two tasks: step n + 1 is planned while step
+n runs, results are committed and published when they come.
+"""
+
+from collections.abc import Callable
+from random import Random
+
+from coordinator.engine.messages import (
+    AddVertices,
+    CloseSession,
+    EntryResult,
+    FromEngine,
+    OpenSession,
+    SessionFailed,
+    StepDone,
+    ToEngine,
+)
+from coordinator.gateway.ports import GenerationRequest
+from coordinator.leases import Leases
+from coordinator.policy import StepPolicy
+from coordinator.rounds import STEPS_IN_FLIGHT
+from coordinator.sessions import Committed, Session, Sessions
+from specedge_p2p.names import SessionId
+from specedge_p2p.wire.messages import Proposal, Resume
+from tests.simulator.engine import SimEngine
+from tests.simulator.events import Agenda
+from tests.simulator.models import MAX_CONTEXT
+from tests.simulator.node import SimNode, WiredLink, welcome
+from tests.simulator.traces import Trace
+
+LEASE_S = 30.0
+
+
+class NoText:
+    """Nobody reads what is generated."""
+
+    def push(self, token_id: int) -> tuple[str, bool]:
+        return "", False
+
+    def finish(self) -> str:
+        return ""
+
+
+class SimCoordinator:
+    """Serves sessions for ever.
+
+    Args:
+        policy: the real one; it is calibrated in `start`.
+        vocab_size: of the recorded pair.
+        on_commit, on_step, on_end: called with what happened, for figures and the next session.
+    """
+
+    def __init__(
+        self,
+        agenda: Agenda,
+        policy: StepPolicy,
+        vocab_size: int,
+        on_commit: Callable[[Session, Committed], None],
+        on_step: Callable[[StepDone], None],
+        on_end: Callable[[Session], None],
+    ) -> None:
+        self._agenda, self._policy = agenda, policy
+        self._welcome = welcome(vocab_size)
+        self._on_commit, self._on_step, self._on_end = on_commit, on_step, on_end
+        self.sessions = Sessions(max_sessions=1 << 20)
+        self.leases = Leases(self.sessions, frozenset(), lambda: agenda.now, LEASE_S)
+        self.leases.max_context = MAX_CONTEXT
+        self._outbox: list[ToEngine] = []
+        self._num_in_flight = 0
+        self._engine: SimEngine | None = None
+        self.num_proposals = 0
+        self.num_proposed = 0
+
+    @property
+    def engine(self) -> SimEngine:
+        assert self._engine is not None
+        return self._engine
+
+    def start(self, engine: SimEngine) -> None:
+        self._engine = engine
+        self._policy.calibrate(engine.ready())
+
+    # --- sessions and nodes ----------------------------------------------------------------------
+
+    def open(self, trace: Trace, volunteers: bool) -> Session:
+        number = self.sessions.next_number()
+        request = GenerationRequest(
+            model="recorded",
+            prompt_ids=trace.prompt_ids,
+            sampling=trace.sampling,
+            seed=trace.seed,
+            max_tokens=trace.num_new,
+            volunteers="any" if volunteers else "none",
+            ignore_eos=True,
+        )
+        session = Session(
+            number=number,
+            session_id=SessionId(f"session-{number}"),
+            request=request,
+            noise_key=trace.key,
+            max_tokens=trace.num_new,
+            text=NoText(),
+            opened_s=self._agenda.now,
+        )
+        self.sessions.add(session)
+        self._outbox.append(_open_session(session))
+        self.leases.rematch()
+        return session
+
+    def join(self, node: SimNode) -> None:
+        link = node.connect(self._welcome)
+        self.leases.join(link)
+        for message in node.resumes:
+            self._resume(link, message)
+        self.leases.rematch()
+        self.pump()
+
+    def leave(self, node: SimNode) -> None:
+        """The node's link broke, and both ends know."""
+        if node.link is not None:
+            self.leases.leave(node.link)
+            node.disconnect()
+            self.leases.rematch()
+            self.pump()
+
+    def _resume(self, link: WiredLink, message: Resume) -> None:
+        self.leases.resume(link, message)
+
+    def propose(self, link: WiredLink, proposal: Proposal) -> None:
+        """What a node sent has arrived; it goes on to the engine at once."""
+        lease = self.leases.accept(link, proposal)
+        if lease is None:
+            return
+        self.num_proposals += 1
+        self.num_proposed += len(proposal.log_probs)
+        self.engine.send(
+            AddVertices(
+                session=lease.session.number,
+                source=lease.source,
+                tree_no=proposal.tree_no,
+                first_index=proposal.first_index,
+                base_position=proposal.base_position,
+                token_ids=proposal.token_ids,
+                parents=proposal.parents,
+                log_probs=proposal.log_probs,
+            )
+        )
+
+    # --- rounds ----------------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Keep the engine's queue filled."""
+        messages = self.leases.engine_outbox + self._outbox
+        self.leases.engine_outbox, self._outbox = [], []
+        if messages:
+            self.engine.send(*messages)
+        while self._num_in_flight < STEPS_IN_FLIGHT:
+            live = [session for session in self.sessions if session.is_live]
+            if not live:
+                return
+            self._num_in_flight += 1
+            self.engine.send(self._policy.plan(live, self.leases.sources))
+
+    def hear(self, message: FromEngine) -> None:
+        match message:
+            case StepDone() as step:
+                self._publish(step)
+                self.pump()
+            case SessionFailed(number, code, text):
+                raise AssertionError(f"session {number} failed: {code}: {text}")
+            case _:
+                raise AssertionError(f"unexpected {message}")
+
+    def _publish(self, step: StepDone) -> None:
+        self._num_in_flight -= 1
+        num_tokens = 0
+        for result in step.results:
+            session = self.sessions.get(result.session)
+            if session is not None and session.is_live and result.token_ids:
+                num_tokens += self._commit(session, result)
+        self._policy.learn(step, num_tokens)
+        self._on_step(step)
+
+    def _commit(self, session: Session, result: EntryResult) -> int:
+        committed = session.commit(result)
+        session._guessed.clear()
+        self.leases.publish(session, committed)
+        self._on_commit(session, committed)
+        if session.finish is not None:
+            self._outbox.append(CloseSession(session.number))
+            self.leases.close(session, session.finish)
+            self.sessions.remove(session)
+            self._on_end(session)
+            self.leases.rematch()
+        return len(committed.token_ids)
+
+
+def _open_session(session: Session) -> OpenSession:
+    return OpenSession(
+        session=session.number,
+        token_ids=list(session.token_ids),
+        prompt_length=session.prompt_length,
+        max_tokens=session.max_tokens,
+        sampling=session.request.sampling,
+        noise_key=session.noise_key,
+        ignore_eos=session.request.ignore_eos,
+    )
+
+
+def churn_times(random: Random, mean_s: float) -> float:
+    """The time until a link breaks."""
+    return random.expovariate(1.0 / mean_s)

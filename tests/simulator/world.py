@@ -1,0 +1,189 @@
+"""A whole network in virtual time: an engine, a coordinator, nodes, and clients in a closed loop.
+
+The engine's core, the drafters, the plan, the leases and the matching are the real ones. Language
+models are replaced by recordings and devices by what their forwards take.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from random import Random
+
+from coordinator.engine.core import EngineCore
+from coordinator.engine.messages import StepDone
+from coordinator.engine.settings import EngineLimits
+from coordinator.policy import StepPolicy
+from coordinator.scheduler.plan import PlanLimits
+from coordinator.sessions import Committed, Session
+from specedge_p2p.names import PeerId
+from tests.simulator.coordinator import SimCoordinator
+from tests.simulator.engine import SimEngine
+from tests.simulator.events import Agenda, LinkQuality
+from tests.simulator.models import TraceDraft, TraceTarget, by_key
+from tests.simulator.node import SimNode
+from tests.simulator.profiles import ENGINES, EngineCosts, NodeCosts
+from tests.simulator.results import Result, Tally
+from tests.simulator.traces import Trace, TraceBook
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlan:
+    """One node of a world."""
+
+    costs: NodeCosts = field(default_factory=NodeCosts)
+    quality: LinkQuality = field(default_factory=LinkQuality)
+    draft: str = "small"
+    max_sessions: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class WorldPlan:
+    """What is simulated.
+
+    Args:
+        engine: costs of its device.
+        nodes: who drafts.
+        num_sessions: clients; each asks for the next recorded generation when one has ended.
+        temperature: of all of them; must have been recorded.
+        has_ngram: the engine's own guesses from the text.
+        max_batch: most sessions in one step, 0 for all.
+        num_tokens: committed tokens after which the run ends.
+        warm_up: share of them before which nothing is counted.
+        is_prefill_free: prompts cost neither the engine's time nor a place.
+        seed: of everything that is drawn.
+    """
+
+    engine: EngineCosts = ENGINES["h200-14b"]
+    nodes: tuple[NodePlan, ...] = ()
+    num_sessions: int = 8
+    temperature: float = 0.7
+    has_ngram: bool = True
+    max_batch: int = 0
+    num_tokens: int = 6000
+    warm_up: float = 0.1
+    is_prefill_free: bool = True
+    seed: int = 1
+    max_rows: int = 32
+
+
+class World:
+    """Built of a plan; `run` simulates it once."""
+
+    def __init__(self, plan: WorldPlan, book: TraceBook) -> None:
+        self.plan = plan
+        self._book = book
+        self._traces = book.at(plan.temperature)
+        self._by_key = by_key(self._traces)
+        self._prompts = self._endless_prompts()
+        self.agenda = Agenda()
+        self.random = Random(plan.seed)
+        self.num_committed = 0
+        self.num_finished = 0
+        self.wrong: list[int] = []
+        """Sessions that did not get the recorded tokens."""
+        self._by_number: dict[int, Trace] = {}
+        self._num_proposed_before = 0
+        self.tally = Tally(plan.max_batch or plan.num_sessions)
+        self.coordinator = self._build_coordinator()
+        self.nodes = [self._build_node(i, node) for i, node in enumerate(plan.nodes)]
+
+    def run(self) -> Result:
+        """Simulate until the plan's tokens are committed."""
+        for _ in range(self.plan.num_sessions):
+            self._open_next()
+        for node, plan in zip(self.nodes, self.plan.nodes, strict=True):
+            self.coordinator.join(node)
+            if plan.quality.churn_s:
+                self._break_later(node, plan.quality)
+        self.coordinator.pump()
+        self.agenda.run(lambda: self.num_committed >= self.plan.num_tokens)
+        num_proposed = self.coordinator.num_proposed - self._num_proposed_before
+        return self.tally.result(self.agenda.now, num_proposed)
+
+    # --- building --------------------------------------------------------------------------------
+
+    def _build_coordinator(self) -> SimCoordinator:
+        plan = self.plan
+        limits = PlanLimits(max_rows=plan.max_rows, has_ngram=plan.has_ngram, prefill_tokens=4096)
+        coordinator = SimCoordinator(
+            self.agenda,
+            StepPolicy(limits, lambda: self.agenda.now),
+            self._book.vocab_size,
+            self._on_commit,
+            self._on_step,
+            self._on_end,
+        )
+        core = EngineCore(
+            TraceTarget(self._by_key, self._book.vocab_size, "recorded"),
+            lambda: self.agenda.now,
+            EngineLimits(max_sessions=4 * plan.num_sessions),
+        )
+        engine = SimEngine(
+            core,
+            self.agenda,
+            plan.engine,
+            coordinator.hear,
+            is_prefill_free=plan.is_prefill_free,
+        )
+        coordinator.start(engine)
+        return coordinator
+
+    def _build_node(self, number: int, plan: NodePlan) -> SimNode:
+        return SimNode(
+            peer_id=PeerId(f"node-{number:05}"),
+            model=TraceDraft(self._by_key, self._book.vocab_size, plan.draft),
+            agenda=self.agenda,
+            costs=plan.costs,
+            quality=plan.quality,
+            random=Random(self.random.random()),
+            propose=self.coordinator.propose,
+            max_sessions=plan.max_sessions,
+        )
+
+    def _endless_prompts(self) -> Iterator[Trace]:
+        """All traces in turn, in an order of the seed that is another one each time."""
+        order = list(self._traces)
+        random = Random(self.plan.seed)
+        for _ in count():
+            random.shuffle(order)
+            yield from order
+
+    # --- what happens ----------------------------------------------------------------------------
+
+    def _open_next(self) -> None:
+        trace = next(self._prompts)
+        session = self.coordinator.open(trace, volunteers=bool(self.plan.nodes))
+        self._by_number[session.number] = trace
+
+    def _on_commit(self, session: Session, committed: Committed) -> None:
+        self.num_committed += len(committed.token_ids)
+        self.tally.commit(session, committed, self.agenda.now)
+        if not self.tally.is_open and self.num_committed >= self._num_warm_up:
+            self.tally.begin(self.agenda.now)
+            self._num_proposed_before = self.coordinator.num_proposed
+
+    @property
+    def _num_warm_up(self) -> float:
+        return self.plan.warm_up * self.plan.num_tokens
+
+    def _on_step(self, step: StepDone) -> None:
+        engine = self.coordinator.engine
+        self.tally.step(step, [result for result in step.results if engine.is_decoded(result)])
+
+    def _on_end(self, session: Session) -> None:
+        trace = self._by_number.pop(session.number)
+        self.num_finished += 1
+        if tuple(session.token_ids) != trace.tokens:
+            self.wrong.append(session.number)
+        self._open_next()
+
+    def _break_later(self, node: SimNode, quality: LinkQuality) -> None:
+        def come_back() -> None:
+            self.coordinator.join(node)
+            self._break_later(node, quality)
+
+        def go() -> None:
+            self.coordinator.leave(node)
+            self.agenda.after(quality.away_s, come_back)
+
+        self.agenda.after(self.random.expovariate(1.0 / quality.churn_s), go)
