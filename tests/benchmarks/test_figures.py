@@ -58,7 +58,9 @@ def test_a_ratio_that_differs_from_job_to_job_has_an_error() -> None:
 
 
 def test_more_sessions_in_flight_count_as_such() -> None:
-    value, _ = ratio(run("capped", {0: 3.0}, num_sessions=24), run("alone", {0: 1.5}))
+    value, _ = ratio(
+        run("capped", {0: 3.0, 1: 3.0}, num_sessions=24), run("alone", {0: 1.5, 1: 1.5})
+    )
     assert value == pytest.approx(1.5)
 
 
