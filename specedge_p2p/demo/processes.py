@@ -58,6 +58,8 @@ class Network:
 
     endpoints: Endpoints
     coordinator: Child
+    processes: list[Child]
+    """All of them, the coordinator first; they are stopped together."""
     nodes: list[Child] = field(default_factory=list)
     node_homes: list[Path] = field(default_factory=list)
 
@@ -65,6 +67,12 @@ class Network:
     def peer_ids(self) -> tuple[str, ...]:
         """Of the nodes, in order; read from the identities that they made at their start."""
         return tuple(Identity.load(home / "identity.pem").peer_id for home in self.node_homes)
+
+    def add(self, node: Child, home: Path) -> None:
+        """A node that was started; it is stopped with the network."""
+        self.processes.append(node)
+        self.nodes.append(node)
+        self.node_homes.append(home)
 
     def check(self) -> None:
         for child in (self.coordinator, *self.nodes):
@@ -119,7 +127,7 @@ async def _start(plan: NetworkPlan, children: list[Child]) -> Network:
         children.append(child)
         os.close(write_fd)
         endpoints = await read_endpoints(child, ready)
-    network = Network(endpoints, child)
+    network = Network(endpoints, child, children)
     for i in range(plan.num_nodes):
         home = plan.home / f"node-{i + 1}"
         arguments = ["--home", str(home)]
@@ -130,10 +138,8 @@ async def _start(plan: NetworkPlan, children: list[Child]) -> Network:
             ["-m", "node.cli", "join", *arguments, *plan.node_args],
             plan.home / f"node-{i + 1}.log",
         )
-        children.append(node)
-        network.nodes.append(node)
-        network.node_homes.append(home)
-    await _until_joined(network, plan.num_nodes)
+        network.add(node, home)
+    await until_joined(network, plan.num_nodes)
     return network
 
 
@@ -168,7 +174,8 @@ async def read_endpoints(child: Child, ready: trio.abc.ReceiveStream) -> Endpoin
     return msgspec.json.decode(line, type=Endpoints)
 
 
-async def _until_joined(network: Network, num_nodes: int) -> None:
+async def until_joined(network: Network, num_nodes: int) -> None:
+    """Wait until so many nodes are connected. Raises DemoError when a process has ended."""
     async with httpx.AsyncClient(base_url=network.endpoints.gateway) as client:
         with trio.move_on_after(START_S):
             while True:

@@ -12,14 +12,17 @@ import typer
 from rich.console import Console
 
 from specedge_p2p.errors import ClearError, outside_groups
-from tests.benchmarks.figures import checks_of
 from tests.benchmarks.machine import this_machine
-from tests.benchmarks.pipeline import Effort, all_cells
-from tests.benchmarks.pipeline import run as run_pipeline
-from tests.benchmarks.table import check_lines, markdown_table, rich_table
+from tests.benchmarks.pipeline import Effort, Figures, cells_named, measure
+from tests.benchmarks.table import (
+    chart,
+    check_lines,
+    markdown_checks,
+    markdown_table,
+    rich_table,
+)
 
-FULL = Effort(num_repeats=3, num_tokens=64)
-QUICK = Effort(num_repeats=1, num_tokens=32)
+NUM_REPEATS = 3
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -35,42 +38,53 @@ def pipeline(
         Path | None, typer.Option("--json", help="Write the figures to this file.")
     ] = None,
     markdown: Annotated[
-        Path | None, typer.Option(help="Write the table to this file, for the documentation.")
+        Path | None, typer.Option(help="Write the tables to this file, for the documentation.")
     ] = None,
+    svg: Annotated[Path | None, typer.Option(help="Draw the checks into this file.")] = None,
     only: Annotated[
-        str, typer.Option(help="Run the cells whose names contain this, as in floor40-rtt0-s8.")
+        str, typer.Option(help="Run the cells whose names contain this, as in equal/a100-32b.")
     ] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="One short repeat of everything.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A third of the requests.")] = False,
+    repeat: Annotated[
+        bool, typer.Option("--all", help=f"Every cell {NUM_REPEATS} times, interleaved; medians.")
+    ] = False,
 ) -> None:
-    """Tokens per second without guesses, with n-gram guesses and with volunteer nodes."""
-    if not all_cells(only):
-        names = ", ".join(cell.name for cell in all_cells())
+    """Tokens per second with volunteers against every way of doing without them."""
+    if not cells_named(only):
+        names = ", ".join(cell.name for cell in cells_named(""))
         raise typer.BadParameter(f"no cell is called that; there are {names}", param_hint="--only")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     machine = this_machine()
-    effort = QUICK if quick else FULL
-    chosen = Effort(effort.num_repeats, effort.num_tokens, only)
+    effort = Effort(
+        num_jobs=12 if quick else 32, num_repeats=NUM_REPEATS if repeat else 1, only=only
+    )
     try:
         with outside_groups():
-            rows = trio.run(run_pipeline, chosen, lambda text: print(text, file=sys.stderr))
+            figures = trio.run(measure, effort, lambda text: print(text, file=sys.stderr))
     except ClearError as error:
         typer.echo(f"benchmarks: {error}", err=True)
         raise typer.Exit(2) from None
-    checks = checks_of(rows)
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(str(machine))
-    console.print(rich_table(rows))
-    for line in check_lines(checks):
+    console.print(rich_table(figures.rows))
+    for line in check_lines(figures.checks):
         console.print(line)
     if json_file is not None:
-        content = {
-            "machine": asdict(machine),
-            "rows": [asdict(row) for row in rows],
-            "checks": [asdict(check) for check in checks],
-        }
-        json_file.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        json_file.write_text(_json(asdict(machine), figures), "utf-8")
     if markdown is not None:
-        markdown.write_text(markdown_table(rows), "utf-8")
+        text = markdown_checks(figures.checks) + "\n" + markdown_table(figures.rows)
+        markdown.write_text(text, "utf-8")
+    if svg is not None:
+        svg.write_text(chart(figures.checks), "utf-8")
+
+
+def _json(machine: dict[str, object], figures: Figures) -> str:
+    content = {
+        "machine": machine,
+        "rows": [asdict(row) for row in figures.rows],
+        "checks": [asdict(check) for check in figures.checks],
+    }
+    return json.dumps(content, indent=1) + "\n"
 
 
 if __name__ == "__main__":

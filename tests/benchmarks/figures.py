@@ -1,73 +1,71 @@
-"""What a benchmark run found: samples, their medians, ratios and checks. Pure."""
+"""From what clients saw to rows, paired ratios and checks. Pure."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from statistics import median
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
 from typing import Literal
 
-Mode = Literal["plain", "n-gram", "nodes"]
-MODES: tuple[Mode, ...] = ("plain", "n-gram", "nodes")
-WITHOUT_NODES: tuple[Mode, ...] = ("plain", "n-gram")
+from tests.benchmarks.clients import Served
 
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One situation, in which all modes are compared."""
-
-    step_floor_s: float
-    round_trip_ms: float
-    num_sessions: int
-    temperature: float
-
-    @property
-    def name(self) -> str:
-        return (
-            f"floor{self.step_floor_s * 1000:g}-rtt{self.round_trip_ms:g}"
-            f"-s{self.num_sessions}-t{self.temperature:g}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One batch of sessions served in one mode."""
-
-    num_tokens: int
-    num_first_tokens: int
-    """Of `num_tokens` those that came from a prefill, one per session."""
-    num_rounds: int
-    num_accepted: int
-    wall_s: float
-    engine_s: float
-    num_node_bytes: int
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self.num_tokens / self.wall_s
+Metric = Literal["throughput", "itl", "p95_gap", "p95_gap_ms"]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One mode in one cell: medians over its samples.
+    """One serving. Times and rates are emulated ones: real ones divided by the stretch.
 
     Args:
-        spread: largest minus smallest tokens_per_s, over the median.
-        ratio: median over the repeats of tokens_per_s over that of the best mode without nodes in
-            the same repeat; None for the modes without nodes.
+        tokens_per_s: of all sessions together, from each job's first burst to its last.
+        itl_ms: mean time per token of one session.
+        p95_gap_ms: of the waits between two bursts of a stream.
+        tokens_per_engine_ms: committed tokens per millisecond in engine steps.
+        share_by_nodes, share_by_ngram: of the tokens after each job's first.
+        late_share: of the padded forwards, engine and nodes together, the larger of the two.
+        used_share: of the engine's padded time that was really used.
     """
 
-    step_floor_s: float
-    round_trip_ms: float
+    name: str
     num_sessions: int
+    num_nodes: int
     temperature: float
-    mode: Mode
-    num_samples: int
+    stretch: float
+    num_tokens: int
     tokens_per_s: float
-    spread: float
-    ratio: float | None
-    acceptance_length: float
-    share_accepted: float
-    engine_busy: float
-    node_bytes_per_round: float
+    itl_ms: float
+    p95_gap_ms: float
+    tokens_per_engine_ms: float
+    share_by_nodes: float
+    share_by_ngram: float
+    late_share: float
+    used_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A row and the jobs behind it, for pairing. Decode times are emulated seconds."""
+
+    row: Row
+    decode_s: Mapping[int, float]
+    num_tokens: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckSpec:
+    """A bound that must hold.
+
+    Args:
+        over: name of the serving that is judged; of several the best one.
+        against: names of the alternatives; the best of them counts. Empty for an absolute bound.
+        at_least: whether the value must reach the bound or stay below it.
+    """
+
+    name: str
+    over: tuple[str, ...]
+    against: tuple[str, ...]
+    bound: float
+    metric: Metric = "throughput"
+    at_least: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,58 +74,64 @@ class Check:
     value: float
     bound: float
     holds: bool
+    spread: float = 0.0
+    """Standard error of a throughput ratio, from leaving out one job at a time."""
+    note: str = ""
 
 
-def rows_of(cell: Cell, samples: dict[Mode, list[Sample]]) -> list[Row]:
-    """One row per mode that has samples; sample i of every mode is from repeat i."""
-    ratios = _ratios(samples)
-    return [_row(cell, mode, samples[mode], ratios) for mode in MODES if samples.get(mode)]
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that is not below `share` of all; 0 without any."""
+    if not values:
+        return 0.0
+    return sorted(values)[min(len(values) - 1, math.ceil(share * len(values)) - 1)]
 
 
-def _row(cell: Cell, mode: Mode, samples: Sequence[Sample], ratios: Sequence[float]) -> Row:
-    speeds = [sample.tokens_per_s for sample in samples]
-    return Row(
-        **asdict(cell),
-        mode=mode,
-        num_samples=len(samples),
-        tokens_per_s=median(speeds),
-        spread=(max(speeds) - min(speeds)) / median(speeds),
-        ratio=median(ratios) if mode == "nodes" and ratios else None,
-        acceptance_length=median(_per(s.num_tokens - s.num_first_tokens, s) for s in samples),
-        share_accepted=median(s.num_accepted / max(1, s.num_tokens) for s in samples),
-        engine_busy=median(min(1.0, s.engine_s / s.wall_s) for s in samples),
-        node_bytes_per_round=median(_per(s.num_node_bytes, s) for s in samples),
+def tokens_per_s(num_sessions: int, runs: Sequence[tuple[int, float]]) -> float:
+    """Of all sessions, from (tokens after the first burst, emulated seconds) per job."""
+    return num_sessions * sum(n for n, _ in runs) / sum(s for _, s in runs)
+
+
+def run_of(row: Row, served: Sequence[Served], stretch: float) -> Run:
+    return Run(
+        row,
+        {s.job.number: s.decode_s / stretch for s in served},
+        {s.job.number: s.num_tokens for s in served},
     )
 
 
-def _ratios(samples: dict[Mode, list[Sample]]) -> list[float]:
-    others = [samples[mode] for mode in WITHOUT_NODES if samples.get(mode)]
-    if not others:
-        return []
-    pairs = zip(samples.get("nodes", []), *others, strict=False)
-    return [s.tokens_per_s / max(o.tokens_per_s for o in rest) for s, *rest in pairs]
+def ratio(over: Run, against: Run) -> tuple[float, float]:
+    """Throughput ratio over the jobs that both have served, and its jackknife standard error."""
+    jobs = sorted(over.decode_s.keys() & against.decode_s.keys())
+    scale = over.row.num_sessions / against.row.num_sessions
+    whole = _ratio(over, against, jobs) * scale
+    parts = [_ratio(over, against, [j for j in jobs if j != left]) * scale for left in jobs]
+    middle = mean(parts)
+    variance = (len(jobs) - 1) / len(jobs) * sum((part - middle) ** 2 for part in parts)
+    return whole, math.sqrt(variance)
 
 
-def _per(number: float, sample: Sample) -> float:
-    return number / max(1, sample.num_rounds)
+def _ratio(over: Run, against: Run, jobs: Sequence[int]) -> float:
+    return sum(against.decode_s[j] for j in jobs) / sum(over.decode_s[j] for j in jobs)
 
 
-def checks_of(rows: Sequence[Row]) -> list[Check]:
-    """What must hold where these cells were run."""
-    checks = []
-    for row in rows:
-        if row.mode != "nodes" or row.round_trip_ms or row.temperature == 0:
-            continue
-        where = f"{row.num_sessions} sessions, 0 ms, T={row.temperature:g}"
-        if row.step_floor_s:
-            checks.append(_at_least(f"ratio, padded steps, {where}", row.ratio or 0.0, 1.0))
-        least = 0.4 if row.step_floor_s else 0.1
-        steps = "padded" if row.step_floor_s else "bare"
-        checks.append(
-            _at_least(f"share accepted, {steps} steps, {where}", row.share_accepted, least)
-        )
-    return checks
-
-
-def _at_least(name: str, value: float, bound: float) -> Check:
-    return Check(name, value, bound, value >= bound)
+def judge(spec: CheckSpec, runs: Mapping[str, Run]) -> Check | None:
+    """None when none of what it compares was run."""
+    over = [runs[name] for name in spec.over if name in runs]
+    against = [runs[name] for name in spec.against if name in runs]
+    if not over or (spec.against and not against):
+        return None
+    best = max(over, key=lambda run: run.row.tokens_per_s)
+    spread, note = 0.0, ""
+    if spec.metric == "p95_gap_ms":
+        value = best.row.p95_gap_ms
+    else:
+        rival = max(against, key=lambda run: run.row.tokens_per_s)
+        note = f"{best.row.name} against {rival.row.name}"
+        if spec.metric == "throughput":
+            value, spread = ratio(best, rival)
+        elif spec.metric == "itl":
+            value = best.row.itl_ms / rival.row.itl_ms
+        else:
+            value = best.row.p95_gap_ms / rival.row.p95_gap_ms
+    holds = value >= spec.bound if spec.at_least else value <= spec.bound
+    return Check(spec.name, value, spec.bound, holds, spread, note)

@@ -1,65 +1,110 @@
-from tests.benchmarks.figures import Cell, Mode, Sample, checks_of, rows_of
-from tests.benchmarks.pipeline import all_cells
-from tests.benchmarks.table import COLUMNS, cells_of, markdown_table
+"""The arithmetic between what clients saw and what the table says."""
 
-CELL = Cell(step_floor_s=0.04, round_trip_ms=0.0, num_sessions=8, temperature=0.7)
+import math
+
+import pytest
+
+from tests.benchmarks.clients import Job, Served
+from tests.benchmarks.figures import (
+    CheckSpec,
+    Row,
+    Run,
+    judge,
+    percentile,
+    ratio,
+    tokens_per_s,
+)
+from tests.benchmarks.table import chart, markdown_checks
 
 
-def sample(tokens_per_s: float, num_accepted: int = 0) -> Sample:
-    return Sample(
-        num_tokens=100,
-        num_first_tokens=4,
-        num_rounds=48,
-        num_accepted=num_accepted,
-        wall_s=100 / tokens_per_s,
-        engine_s=50 / tokens_per_s,
-        num_node_bytes=480,
+def run(name: str, decode_s: dict[int, float], num_sessions: int = 8, p95_ms: float = 10.0) -> Run:
+    rate = tokens_per_s(num_sessions, [(64, seconds) for seconds in decode_s.values()])
+    row = Row(name, num_sessions, 0, 0.7, 1.0, 64, rate, 8000 / rate, p95_ms, 1, 0, 0, 0, 0.5)
+    return Run(row, decode_s, dict.fromkeys(decode_s, 64))
+
+
+def test_a_burst_is_counted_once_and_gaps_lie_between_bursts() -> None:
+    served = Served(Job(0, (1,), 7, 4))
+    served.add([[5, "node"], [6, "ngram"]], 1.0)
+    served.add([[7, ""]], 1.5)
+    served.add([[8, "node"]], 3.0)
+    assert (served.num_tokens, served.num_first, served.decode_s) == (4, 2, 2.0)
+    assert served.gaps_s == [0.5, 1.5]
+    assert served.num_by_guesser == {"node": 2, "ngram": 1, "": 1}
+    assert served.token_ids == [5, 6, 7, 8]
+
+
+def test_all_sessions_count_towards_the_rate() -> None:
+    assert tokens_per_s(8, [(60, 2.0), (60, 4.0)]) == pytest.approx(8 * 120 / 6)
+
+
+@pytest.mark.parametrize(("share", "value"), [(0.5, 5), (0.95, 10), (0.1, 1)])
+def test_percentiles_are_values_that_occurred(share: float, value: float) -> None:
+    assert percentile([float(n) for n in range(10, 0, -1)], share) == value
+    assert percentile([], share) == 0
+
+
+def test_ratios_are_paired_by_job() -> None:
+    fast, slow = run("fast", {0: 1.0, 1: 2.0, 2: 4.0}), run("slow", {0: 2.0, 1: 4.0, 9: 1.0})
+    value, error = ratio(fast, slow)
+    assert value == pytest.approx(2.0)  # job 2 and job 9 have no partner
+    assert error == pytest.approx(0.0)
+
+
+def test_a_ratio_that_differs_from_job_to_job_has_an_error() -> None:
+    value, error = ratio(run("a", {0: 1.0, 1: 1.0, 2: 1.0}), run("b", {0: 1.0, 1: 2.0, 2: 3.0}))
+    assert value == pytest.approx(2.0)
+    assert error == pytest.approx(math.sqrt(1 / 3))
+
+
+def test_more_sessions_in_flight_count_as_such() -> None:
+    value, _ = ratio(
+        run("capped", {0: 3.0, 1: 3.0}, num_sessions=24), run("alone", {0: 1.5, 1: 1.5})
     )
+    assert value == pytest.approx(1.5)
 
 
-def samples() -> dict[Mode, list[Sample]]:
-    return {
-        "plain": [sample(10), sample(40), sample(10)],
-        "n-gram": [sample(20), sample(20), sample(20)],
-        "nodes": [sample(30, 50), sample(30, 30), sample(40, 45)],
+def test_the_best_alternative_counts() -> None:
+    runs = {
+        "ours": run("ours", {0: 1.0, 1: 1.0}),
+        "plain": run("plain", {0: 4.0, 1: 4.0}),
+        "tree": run("tree", {0: 1.25, 1: 1.25}),
     }
+    check = judge(CheckSpec("equal", ("ours",), ("plain", "tree", "missing"), 1.3), runs)
+    assert check is not None
+    assert check.value == pytest.approx(1.25)
+    assert not check.holds
+    assert "tree" in check.note
 
 
-def test_a_ratio_is_that_to_the_best_other_mode_of_the_same_repeat() -> None:
-    plain, ngram, nodes = rows_of(CELL, samples())
-    assert nodes.ratio == 1.5  # of 30/20, 30/40 and 40/20
-    assert plain.ratio is None
-    assert ngram.ratio is None
+@pytest.mark.parametrize(
+    ("spec", "value", "holds"),
+    [
+        (CheckSpec("itl", ("ours",), ("plain",), 0.3, "itl", at_least=False), 0.25, True),
+        (CheckSpec("gap", ("ours",), ("plain",), 1.0, "p95_gap", at_least=False), 2.0, False),
+        (CheckSpec("gap", ("ours",), (), 30.0, "p95_gap_ms", at_least=False), 20.0, True),
+    ],
+)
+def test_latencies_must_stay_below_their_bounds(spec: CheckSpec, value: float, holds: bool) -> None:
+    runs = {
+        "ours": run("ours", {0: 1.0, 1: 1.0}, p95_ms=20.0),
+        "plain": run("plain", {0: 4.0, 1: 4.0}),
+    }
+    check = judge(spec, runs)
+    assert check is not None
+    assert check.value == pytest.approx(value)
+    assert check.holds is holds
 
 
-def test_rows_hold_medians_and_the_spread_around_them() -> None:
-    plain, _, nodes = rows_of(CELL, samples())
-    assert (plain.tokens_per_s, plain.spread) == (10, 3.0)
-    assert nodes.acceptance_length == 2.0
-    assert nodes.share_accepted == 0.45
-    assert nodes.engine_busy == 0.5
-    assert nodes.node_bytes_per_round == 10
+def test_what_was_not_run_is_not_judged() -> None:
+    spec = CheckSpec("equal", ("ours",), ("plain",), 1.0)
+    assert judge(spec, {}) is None
+    assert judge(spec, {"ours": run("ours", {0: 1.0})}) is None
 
 
-def test_modes_without_samples_have_no_row_and_no_ratio() -> None:
-    [row] = rows_of(CELL, {"plain": [], "n-gram": [], "nodes": [sample(30)]})
-    assert row.ratio is None
-
-
-def test_checks_say_what_does_not_hold() -> None:
-    low = {**samples(), "nodes": [sample(15, 30)] * 3}
-    held = [check.holds for check in checks_of(rows_of(CELL, samples()))]
-    failed = [check.holds for check in checks_of(rows_of(CELL, low))]
-    assert (held, failed) == ([True, True], [False, False])
-
-
-def test_the_table_has_a_text_for_every_column() -> None:
-    rows = rows_of(CELL, samples())
-    assert all(len(cells_of(row)) == len(COLUMNS) for row in rows)
-    assert markdown_table(rows).count("\n") == 2 + len(rows)
-
-
-def test_cells_are_told_apart_and_found_by_their_names() -> None:
-    names = [cell.name for cell in all_cells()]
-    assert len(set(names)) == len(names) == 16
-    assert [cell.name for cell in all_cells("floor40-rtt15-s8-t0.7")] == ["floor40-rtt15-s8-t0.7"]
+def test_losers_are_shown_beside_winners() -> None:
+    runs = {"ours": run("ours", {0: 2.0, 1: 2.0}), "plain": run("plain", {0: 1.0, 1: 1.0})}
+    check = judge(CheckSpec("floor", ("ours",), ("plain",), 0.97), runs)
+    assert check is not None
+    assert "**fails**" in markdown_checks([check])
+    assert "0.50" in chart([check])

@@ -1,0 +1,178 @@
+"""Runs servings on real processes and turns what the clients saw into figures."""
+
+import json
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from specedge_p2p.demo.processes import Network, NetworkPlan, running_network, spawn, until_joined
+from tests.benchmarks.clients import Job, LoadPlan, Served, serve_all
+from tests.benchmarks.servings import NetworkSpec, NodeGroup, Serving
+
+MOST_LATE = 0.01
+"""A run in which a larger share of the padded forwards ended late says nothing, and is refused."""
+MOST_TRIES = 3
+SLOWER = 1.5
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """How much of the emulated devices' time the machine really needed.
+
+    Args:
+        num_forwards: padded forwards; num_late: those that ended late.
+        used_s, padded_s: what they really took, and what they were padded to.
+    """
+
+    num_forwards: int = 0
+    num_late: int = 0
+    used_s: float = 0.0
+    padded_s: float = 0.0
+
+    @property
+    def late_share(self) -> float:
+        return self.num_late / max(1, self.num_forwards)
+
+    @property
+    def used_share(self) -> float:
+        return self.used_s / self.padded_s if self.padded_s else 1.0
+
+    def __add__(self, other: "Padding") -> "Padding":
+        return Padding(
+            self.num_forwards + other.num_forwards,
+            self.num_late + other.num_late,
+            self.used_s + other.used_s,
+            self.padded_s + other.padded_s,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One serving: what its clients saw, and what the processes said of themselves."""
+
+    serving: Serving
+    served: tuple[Served, ...]
+    engine: Padding
+    nodes: Padding
+    counters: dict[str, float]
+    """Growth of the coordinator's counters during the run."""
+
+
+async def run(
+    servings: Sequence[Serving], jobs: Sequence[Job], say: Say
+) -> AsyncIterator[Measured]:
+    """Measure all of them; those on the same network share its processes.
+
+    A network whose forwards end late is slowed down and tried again.
+    """
+    waiting = list(dict.fromkeys(servings))
+    while waiting:
+        network = waiting[0].network
+        together = [serving for serving in waiting if serving.network == network]
+        waiting = [serving for serving in waiting if serving.network != network]
+        for one in await _with_tries(together, jobs, say):
+            yield one
+
+
+async def _with_tries(servings: Sequence[Serving], jobs: Sequence[Job], say: Say) -> list[Measured]:
+    """The last try counts, late forwards or not: its row says how many there were."""
+    measured = await _on_one_network(servings, jobs, say)
+    for _ in range(MOST_TRIES - 1):
+        late = max(max(m.engine.late_share, m.nodes.late_share) for m in measured)
+        if late <= MOST_LATE or not servings[0].network.device:
+            break
+        say(f"  {late:.1%} of the padded forwards ended late: slower, once more")
+        servings = [serving.stretched(SLOWER) for serving in servings]
+        measured = await _on_one_network(servings, jobs, say)
+    return measured
+
+
+async def _on_one_network(
+    servings: Sequence[Serving], jobs: Sequence[Job], say: Say
+) -> list[Measured]:
+    spec = servings[0].network
+    results = []
+    with tempfile.TemporaryDirectory(prefix="specedge-bench-") as folder:
+        async with _network(spec, Path(folder)) as network:
+            for serving in servings:
+                say(f"{serving.name} (stretch {spec.stretch:g})")
+                results.append(await _serve(network, serving, jobs))
+        nodes = _reports(Path(folder))
+    return [
+        Measured(m.serving, m.served, m.engine, nodes, m.counters) for m in results
+    ]  # a node tells of its padding once, when it leaves
+
+
+async def _serve(network: Network, serving: Serving, jobs: Sequence[Job]) -> Measured:
+    network.check()
+    gateway = network.endpoints.gateway
+    before = await _counters(gateway)
+    plan = LoadPlan(tuple(jobs), serving.num_sessions, serving.temperature)
+    served = await serve_all(gateway, plan)
+    after = await _counters(gateway)
+    grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
+    return Measured(serving, tuple(served), _engine_padding(grown), Padding(), grown)
+
+
+@asynccontextmanager
+async def _network(spec: NetworkSpec, folder: Path) -> AsyncIterator[Network]:
+    serve = [
+        *("--model", "demo-target", "--dtype", "float32", "--port", "0", "--threads", "1"),
+        *("--listen", "/ip4/127.0.0.1/tcp/0", "--holdout", "0"),
+        *_emulate(spec.device, spec.stretch),
+        *spec.serve,
+    ]
+    async with running_network(NetworkPlan(folder, 0, serve)) as network:
+        for number, group in enumerate(_one_by_one(spec.nodes), 1):
+            home = folder / f"node-{number}"
+            arguments = [
+                *("--home", str(home), "--coordinator", network.endpoints.addresses[0]),
+                *("--draft-model", group.draft_model, "--threads", "1"),
+                *("--link-delay-ms", str(group.round_trip_ms)),
+                *("--report", str(folder / f"report-{number}.json")),
+                *_emulate(group.profile, spec.stretch),
+                *group.arguments,
+            ]
+            command = ["-m", "node.cli", "join", *arguments]
+            network.add(await spawn(f"node {number}", command, folder / f"node-{number}.log"), home)
+        await until_joined(network, spec.num_nodes)
+        yield network
+
+
+def _one_by_one(groups: Sequence[NodeGroup]) -> list[NodeGroup]:
+    return [group for group in groups for _ in range(group.count)]
+
+
+def _emulate(profile: str, stretch: float) -> list[str]:
+    if not profile:
+        return []
+    return ["--emulate", profile, "--stretch", str(stretch)]
+
+
+def _engine_padding(grown: dict[str, float]) -> Padding:
+    return Padding(
+        int(grown.get("specedge_padded_forwards_total", 0)),
+        int(grown.get("specedge_late_forwards_total", 0)),
+        grown.get("specedge_padded_used_seconds_total", 0.0),
+        grown.get("specedge_padded_seconds_total", 0.0),
+    )
+
+
+def _reports(folder: Path) -> Padding:
+    total = Padding()
+    for path in folder.glob("report-*.json"):
+        said = json.loads(path.read_text("utf-8"))
+        total += Padding(said["num_forwards"], said["num_late"], said["used_s"], said["padded_s"])
+    return total
+
+
+async def _counters(gateway: str) -> dict[str, float]:
+    async with httpx.AsyncClient(base_url=gateway) as client:
+        text = (await client.get("/metrics")).raise_for_status().text
+    lines = [line.split(" ") for line in text.splitlines() if line.startswith("specedge_")]
+    return {name: float(value) for name, value, *_ in lines if "{" not in name}

@@ -1,0 +1,143 @@
+"""What can be measured: networks to start, and ways to serve on them. Names are paths."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+PLAIN = "plain"
+NGRAM = "ngram"
+AUTO = "auto"
+AUTO_NGRAM = "auto+ngram"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeGroup:
+    """Equal volunteer processes.
+
+    Args:
+        profile: what their levels are padded to; "" for this machine's own speed.
+        round_trip_ms: added to the link, before stretching.
+        arguments: further arguments of `specedge-node join`.
+    """
+
+    count: int
+    profile: str = "rtx4090-1.7b"
+    draft_model: str = "demo-draft"
+    round_trip_ms: float = 15.0
+    arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSpec:
+    """What must be started for a serving; equal ones share their processes.
+
+    Args:
+        device: profile of the engine, "" for this machine's own speed.
+        stretch: real seconds per emulated second.
+        serve: further arguments of `specedge-coordinator serve`.
+    """
+
+    device: str
+    stretch: float
+    serve: tuple[str, ...] = ()
+    nodes: tuple[NodeGroup, ...] = ()
+
+    @property
+    def num_nodes(self) -> int:
+        return sum(group.count for group in self.nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """One mode under one load: a row of the table."""
+
+    name: str
+    network: NetworkSpec
+    num_sessions: int
+    temperature: float
+
+    def stretched(self, factor: float) -> "Serving":
+        """The same, slower."""
+        network = replace(self.network, stretch=self.network.stretch * factor)
+        return replace(self, network=network)
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """An engine and a load, in which modes are compared.
+
+    Args:
+        trees: best fixed trees of the engine's own draft model (depth x width), as the simulator
+            finds them; the last entry of each is tried with n-gram guesses as well.
+    """
+
+    device: str
+    temperature: float
+    num_sessions: int
+    trees: tuple[str, ...]
+    trees_with_ngram: tuple[str, ...]
+    alone_stretch: float
+    """Smallest one that hides this machine's own work when no node takes part."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.device}/T{self.temperature:g}/s{self.num_sessions}"
+
+    def alone(self) -> list[Serving]:
+        """All modes without volunteers."""
+        servings = [
+            self._alone(PLAIN, self.alone_stretch, "--no-ngram"),
+            self._alone(NGRAM, self.alone_stretch),
+            self._alone(AUTO_NGRAM, 2 * self.alone_stretch, *_draft("auto")),
+        ]
+        servings += [self.tree(tree) for tree in self.trees]
+        servings += [
+            self._alone(f"{tree}+ngram", 2 * self.alone_stretch, *_draft(tree))
+            for tree in self.trees_with_ngram
+        ]
+        return servings
+
+    def without_ngram(self) -> tuple[str, ...]:
+        """Names of the modes without volunteers and without n-gram guesses."""
+        return tuple(f"{self.name}/{mode}" for mode in (PLAIN, *self.trees))
+
+    def with_ngram(self) -> tuple[str, ...]:
+        """Names of all modes without volunteers."""
+        modes = (NGRAM, AUTO_NGRAM, *(f"{tree}+ngram" for tree in self.trees_with_ngram))
+        return (*self.without_ngram(), *(f"{self.name}/{mode}" for mode in modes))
+
+    def tree(self, tree: str) -> Serving:
+        """A fixed tree of the engine's own draft model, without n-gram guesses."""
+        return self._alone(tree, 2 * self.alone_stretch, "--no-ngram", *_draft(tree))
+
+    def ours(
+        self,
+        mode: str,
+        nodes: Sequence[NodeGroup],
+        *serve: str,
+        stretch: float,
+        num_sessions: int | None = None,
+    ) -> Serving:
+        """Volunteers take part; the engine drafts by itself where that pays."""
+        return Serving(
+            f"{self.name}/{mode}",
+            NetworkSpec(self.device, stretch, (*_draft("auto"), *serve), tuple(nodes)),
+            num_sessions or self.num_sessions,
+            self.temperature,
+        )
+
+    def lockstep(
+        self, shape: str, nodes: Sequence[NodeGroup], *serve: str, stretch: float
+    ) -> Serving:
+        """Volunteers in lock-step rounds; shape as in `serve --lockstep`."""
+        arguments = ("--lockstep", shape, "--no-ngram", *serve)
+        network = NetworkSpec(self.device, stretch, arguments, tuple(nodes))
+        name = f"{self.name}/lockstep-{shape}"
+        return Serving(name, network, self.num_sessions, self.temperature)
+
+    def _alone(self, mode: str, stretch: float, *serve: str) -> Serving:
+        network = NetworkSpec(self.device, stretch, serve)
+        return Serving(f"{self.name}/{mode}", network, self.num_sessions, self.temperature)
+
+
+def _draft(tree: str) -> tuple[str, ...]:
+    return ("--engine-draft", "demo-draft", "--engine-tree", tree)
