@@ -54,6 +54,7 @@ class Lockstep:
             is_proactive=self.is_proactive,
         )
 
+
 MAX_TREE_LEVELS = 32
 MAX_TREE_WIDTH = 64
 

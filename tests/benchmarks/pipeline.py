@@ -4,8 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tests.simulator.traces import demo_prompts
-
 from tests.benchmarks.cells import Cell, all_cells
 from tests.benchmarks.clients import Job
 from tests.benchmarks.emulated import Measured, Say, run
@@ -19,6 +17,7 @@ from tests.benchmarks.figures import (
     tokens_per_s,
 )
 from tests.benchmarks.servings import Serving
+from tests.simulator.traces import demo_book
 
 SEED = 7
 NOT_NODES = ("", "ngram", "own")
@@ -53,9 +52,9 @@ def cells_named(only: str) -> list[Cell]:
 
 
 def jobs_of(effort: Effort) -> list[Job]:
-    prompts = demo_prompts()
+    prompts = list(dict.fromkeys(trace.prompt_ids for trace in demo_book().traces))
     return [
-        Job(number, tuple(prompts[number % len(prompts)]), SEED, effort.num_tokens)
+        Job(number, prompts[number % len(prompts)], SEED, effort.num_tokens)
         for number in range(effort.num_jobs)
     ]
 
