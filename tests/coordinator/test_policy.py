@@ -154,6 +154,24 @@ def test_prompts_left_are_counted_by_what_was_prefilled_and_by_what_is_in_flight
     assert policy._sessions[2].num_prompt_left == num_prompt
 
 
+def test_who_is_likely_served_by_the_step_in_flight_goes_last_in_the_next() -> None:
+    clock = Clock()
+    policy = StepPolicy(PlanLimits(max_batch=2), clock)
+    policy.calibrate(READY)
+    sessions = [session(number) for number in range(1, 5)]
+    policy.learn(done(policy.plan(sessions, no_sources), decoded=dict.fromkeys((1, 2, 3, 4), 0)), 4)
+    clock.now_s = 0.04
+    first = policy.plan(sessions, no_sources)
+    assert [entry.session for entry in first.entries] == [1, 2, 3, 4]
+    clock.now_s = 0.08
+    assert [e.session for e in policy.plan(sessions, no_sources).entries] == [3, 4, 1, 2]
+    # what it did instead is known when it ends
+    clock.now_s = 0.12
+    policy.learn(done(first, decoded={3: 0, 2: 0}), 2)
+    clock.now_s = 0.16
+    assert [e.session for e in policy.plan(sessions, no_sources).entries][:2] == [1, 4]
+
+
 def test_the_time_of_steps_and_levels_is_learned() -> None:
     policy = StepPolicy(PlanLimits(), Clock())
     policy.calibrate(READY)
