@@ -14,8 +14,9 @@ import numpy as np
 
 from coordinator.engine.messages import LevelTerms, SourceSeen
 from specedge_p2p.lm.ports import Children
-from specedge_p2p.tree.binding import LESSER_SHARE, BoundRows, SourceTree
+from specedge_p2p.tree.binding import BoundRows, SourceTree
 from specedge_p2p.tree.draft_tree import Candidates
+from specedge_p2p.tree.merging import LESSER_SHARE
 from specedge_p2p.tree.received_tree import ReceivedTree
 
 OWN_SOURCE = 0
