@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from specedge_p2p.lm.ports import Rows
-from specedge_p2p.tree.attention import Masks, ancestor_rows, append_rows
 from specedge_p2p.tree.binding import BoundRows
 
 
@@ -39,11 +39,12 @@ class OwnRows:
         self.num_prefix = 0
         self._num_chain = 0
         self._slots: dict[int, int] = {}
-        self._masks: Masks | None = None
+        self._masks: list[int] = []
+        """By slot: bit j says that the row sees slot j."""
 
     @property
     def has_tail(self) -> bool:
-        return self._masks is not None
+        return bool(self._masks)
 
     @property
     def num_committed(self) -> int:
@@ -63,33 +64,27 @@ class OwnRows:
             vertices: the own tree's vertex of each of them.
         """
         rows = [row for row in (*spread.known, *spread.new) if row]
-        positions = [self.num_committed + i for i in range(len(spread.chain))]
-        root_position = self.num_committed + len(spread.chain) - 1
-        positions += (root_position + bound.depths[rows]).tolist()
+        depths, token_ids = bound.depths.tolist(), bound.token_ids.tolist()
+        first = self.num_committed
+        root_position = first + len(spread.chain) - 1
+        positions = [first + i for i in range(len(spread.chain))]
+        positions += [root_position + depths[row] for row in rows]
         return Rows(
             sequence=sequence,
-            token_ids=np.array([*spread.chain, *bound.token_ids[rows].tolist()], dtype=np.int32),
-            positions=np.array(positions, dtype=np.int32),
-            visible=ancestor_rows(
-                self._parents(spread, rows, bound, vertices), self._num_slots, self._masks
-            ),
+            token_ids=np.array([*spread.chain, *[token_ids[row] for row in rows]], np.int32),
+            positions=np.array(positions, np.int32),
+            visible=_packed(self._new_masks(spread, rows, bound, vertices), len(self._masks)),
             num_outputs=len(spread.new),
         )
 
-    def written(self, spread: Spread, rows: Rows, vertices: Sequence[int]) -> None:
-        """The forward was made.
-
-        Args:
-            spread: what was planned.
-            rows: the plan.
-            vertices: of `spread.known` and `spread.new`, the root's left out.
-        """
-        assert rows.visible is not None  # noqa: S101 - tree rows are never causal
-        masks = self._masks
-        self._masks = rows.visible if masks is None else append_rows(masks, rows.visible)
+    def written(self, spread: Spread, bound: BoundRows, vertices: Sequence[int]) -> None:
+        """The forward was made; the same arguments, every expanded row with its vertex."""
+        rows = [row for row in (*spread.known, *spread.new) if row]
+        masks = self._new_masks(spread, rows, bound, vertices)
         self._num_chain += len(spread.chain)
-        first_slot = self._num_slots - len(vertices)
-        self._slots |= {vertex: first_slot + i for i, vertex in enumerate(vertices)}
+        first_slot = len(self._masks) + len(spread.chain)
+        self._masks += masks
+        self._slots |= {vertices[row]: first_slot + i for i, row in enumerate(rows)}
 
     def written_causal(self, num_rows: int) -> None:
         self.num_prefix += num_rows
@@ -102,23 +97,31 @@ class OwnRows:
                 break
             slots.append(self._slots[vertex])
         self.num_prefix += len(slots)
-        self._num_chain, self._slots, self._masks = 0, {}, None
+        self._num_chain, self._slots, self._masks = 0, {}, []
         return tuple(slots)
 
-    @property
-    def _num_slots(self) -> int:
-        return 0 if self._masks is None else len(self._masks)
+    def _new_masks(
+        self, spread: Spread, rows: Sequence[int], bound: BoundRows, vertices: Sequence[int]
+    ) -> list[int]:
+        """Masks of the chain and of rows whose parents have slots or stand before them."""
+        first_slot, num_chain = len(self._masks), len(spread.chain)
+        masks = [(2 << i) - 1 for i in range(num_chain)]
+        root_mask = (1 << (self._num_chain or num_chain)) - 1
+        parents = bound.parents.tolist()
+        by_row = {0: root_mask}
+        for slot, row in enumerate(rows, first_slot + num_chain):
+            parent = parents[row]
+            seen = by_row.get(parent)
+            if seen is None:
+                seen = self._masks[self._slots[vertices[parent]]]
+            by_row[row] = seen | 1 << slot
+            masks.append(by_row[row])
+        return masks
 
-    def _parents(
-        self, spread: Spread, rows: Sequence[int], bound: BoundRows, vertices: list[int]
-    ) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-        """Slot of each new row's parent, -1 where it sees the prefix alone."""
-        first_slot, num_chain = self._num_slots, len(spread.chain)
-        slot_of = {0: (self._num_chain or num_chain) - 1}
-        slot_of |= {row: first_slot + num_chain + i for i, row in enumerate(rows)}
-        parents = list(range(-1, num_chain - 1))
-        for row in rows:
-            parent = int(bound.parents[row])
-            slot = slot_of.get(parent)
-            parents.append(self._slots[vertices[parent]] if slot is None else slot)
-        return np.array(parents, dtype=np.int32)
+
+def _packed(masks: Sequence[int], first_slot: int) -> npt.NDArray[np.uint64]:
+    """uint64 [T, W], little-endian words."""
+    num_words = -(-(first_slot + len(masks)) // 64)
+    packed = b"".join(mask.to_bytes(8 * num_words, "little") for mask in masks)
+    words = np.frombuffer(packed, dtype="<u8").astype(np.uint64)
+    return words.reshape(len(masks), num_words)

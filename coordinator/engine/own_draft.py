@@ -18,9 +18,9 @@ import numpy as np
 from coordinator.engine.measure import BRANCH_WIDTH
 from coordinator.engine.messages import LevelTerms, VerificationBatch
 from coordinator.engine.own_cache import OwnRows, Spread
-from coordinator.engine.own_tree import NO_VERTEX, OwnTree
+from coordinator.engine.own_tree import NO_VERTEX, Level, OwnTree
 from coordinator.engine.session import EngineSession
-from coordinator.engine.work import Work, rebound
+from coordinator.engine.work import Work, rebound, with_rows
 from specedge_p2p.lm.ports import Children, LanguageModel, ModelError, OutOfCache, Rows
 from specedge_p2p.tree.binding import BoundRows
 from specedge_p2p.tree.levels import Expansions, expansions, pays
@@ -111,8 +111,8 @@ class OwnDraft:
         trees = {work.session.number: work for work in works if work.bound is not None}
         started_s, num_levels, num_rows = self._clock(), 0, 0
         while num_levels < terms.max_levels:
-            plan = self._plan(trees.values(), terms, may_prefill=not num_levels)
-            num_written = self._level(plan)
+            plan = self._plan(trees.values(), batch.row_price, terms, may_prefill=not num_levels)
+            num_written = self._level(plan, batch.row_price)
             if not num_written:
                 break
             num_levels += 1
@@ -124,7 +124,7 @@ class OwnDraft:
             }
         if not num_levels:
             return Levels(works)
-        grown = [trees.get(work.session.number, work) for work in works]
+        grown = [with_rows(trees.get(work.session.number, work)) for work in works]
         return Levels(grown, num_levels, num_rows, self._clock() - started_s)
 
     def settle(self, session: EngineSession, token_ids: Sequence[int]) -> None:
@@ -137,7 +137,14 @@ class OwnDraft:
 
     # --- planning --------------------------------------------------------------------------------
 
-    def _plan(self, works: Iterable[Work], terms: LevelTerms, *, may_prefill: bool) -> list[_Entry]:
+    def _plan(
+        self,
+        works: Iterable[Work],
+        row_price: float,
+        terms: LevelTerms,
+        *,
+        may_prefill: bool,
+    ) -> list[_Entry]:
         """What the next level writes; nothing where it does not pay."""
         plan: list[_Entry] = []
         mass, num_new = 0.0, 0
@@ -147,7 +154,8 @@ class OwnDraft:
             if drafted is None or work.bound is None:
                 continue
             vertices = drafted.tree.vertices(work.bound)
-            found = self._choose(drafted, work.bound, vertices, terms)
+            done = self._done(drafted, work.bound, vertices, row_price)
+            found = _choose(work.bound, done, terms)
             if not found.rows:
                 continue
             num_missing = len(drafted.session.token_ids) - drafted.rows.num_committed
@@ -186,33 +194,35 @@ class OwnDraft:
             self._model.add_sequence(session.number, session.sampling, session.noise_key)
         return None if drafted.is_off else drafted
 
-    def _choose(
-        self, drafted: _Drafted, bound: BoundRows, vertices: list[int], terms: LevelTerms
-    ) -> Expansions:
-        done = self._done(drafted, bound, vertices)
-        if not terms.is_fixed:
-            return expansions(bound, done, terms.width)
-        rows = [row for row in range(len(bound)) if row not in done]
-        rows.sort(key=lambda row: -bound.probs[row])  # stable: of equal ones the earlier row
-        return Expansions(tuple(rows[: terms.width]), 0.0)
-
-    def _done(self, drafted: _Drafted, bound: BoundRows, vertices: list[int]) -> set[int]:
+    def _done(
+        self, drafted: _Drafted, bound: BoundRows, vertices: list[int], row_price: float
+    ) -> set[int]:
         """Rows that need not be expanded or cannot be, with what lies below the latter.
 
-        A row that the n-gram guess alone has cannot: the tree has no probability for it.
+        A row that the n-gram guess alone has cannot: the tree has no probability for it. One with
+        less left uncovered than a row costs need not: no child of it could become a row.
         """
-        info, session = self._model.info, drafted.session
+        info, session, tree = self._model.info, drafted.session, drafted.tree
         deepest = min(session.max_depth - 1, info.max_context - len(session.token_ids))
-        is_barred = (
-            (bound.depths > deepest)
-            | (bound.token_ids >= info.vocab_size)
-            | ((bound.sources == 0) & (np.array(vertices) == NO_VERTEX))
-        ).tolist()
-        done = set()
-        for row, parent in enumerate(bound.parents.tolist()):
-            is_barred[row] = is_barred[row] or (parent >= 0 and is_barred[parent])
-            if is_barred[row] or drafted.tree.is_expanded(vertices[row]):
-                done.add(row)
+        done: set[int] = set()
+        barred: set[int] = set()
+        columns = zip(
+            bound.token_ids.tolist(),
+            bound.parents.tolist(),
+            bound.depths.tolist(),
+            bound.sources.tolist(),
+            (bound.probs - bound.covered).tolist(),
+            vertices,
+            strict=True,
+        )
+        for row, (token_id, parent, depth, source, uncovered, vertex) in enumerate(columns):
+            is_unknown = vertex == NO_VERTEX and not source
+            is_beyond = depth > deepest or token_id >= info.vocab_size
+            if is_unknown or is_beyond or parent in barred:
+                barred.add(row)
+            elif uncovered >= row_price and not tree.is_expanded(vertex):
+                continue
+            done.add(row)
         return done
 
     def _prefill(
@@ -264,10 +274,10 @@ class OwnDraft:
 
     # --- levels ----------------------------------------------------------------------------------
 
-    def _level(self, plan: list[_Entry]) -> int:
+    def _level(self, plan: list[_Entry], row_price: float) -> int:
         """One forward; returns its rows. What has no room is taken out of the plan."""
         for entry, children in zip(plan, self._expand(plan), strict=True):
-            self._take(entry, children)
+            self._take(entry, children, row_price)
         return sum(len(entry.rows.token_ids) for entry in plan)
 
     def _expand(self, plan: list[_Entry]) -> list[Children]:
@@ -290,18 +300,18 @@ class OwnDraft:
                 return children
         return []
 
-    def _take(self, entry: _Entry, children: Children) -> None:
+    def _take(self, entry: _Entry, children: Children, row_price: float) -> None:
         drafted, bound, spread = entry.drafted, entry.work.bound, entry.spread
         assert bound is not None  # noqa: S101 - for the type checker
         if spread is None:
             drafted.rows.written_causal(len(entry.rows.token_ids))
             if entry.rows.num_outputs:
-                drafted.tree.hang(bound, [0], children, self._vocab_size)
+                level = Level([0], children, row_price, self._vocab_size)
+                drafted.tree.hang(bound, entry.vertices, level)
             return
-        new = drafted.tree.hang(bound, spread.new, children, self._vocab_size)
-        hung = [vertex for row, vertex in zip(spread.new, new, strict=True) if row]
-        known = [entry.vertices[row] for row in spread.known]
-        drafted.rows.written(spread, entry.rows, [*known, *hung])
+        level = Level(spread.new, children, row_price, self._vocab_size)
+        drafted.tree.hang(bound, entry.vertices, level)
+        drafted.rows.written(spread, bound, entry.vertices)
 
     def _restart(self, drafted: _Drafted) -> None:
         """Begin a session anew, without rows and without a tree."""
@@ -310,3 +320,12 @@ class OwnDraft:
         self._model.add_sequence(session.number, session.sampling, session.noise_key)
         drafted.rows = OwnRows()
         drafted.tree.restart()
+
+
+def _choose(bound: BoundRows, done: set[int], terms: LevelTerms) -> Expansions:
+    """The rows to expand: those with the most uncovered mass, or of a fixed tree the best."""
+    if not terms.is_fixed:
+        return expansions(bound, done, terms.width)
+    rows = [row for row in range(len(bound)) if row not in done]
+    rows.sort(key=lambda row: -bound.probs[row])  # stable: of equal ones the earlier row
+    return Expansions(tuple(rows[: terms.width]), 0.0)

@@ -8,25 +8,45 @@ the draft model says below, and which is no guess of the draft model's.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
 from coordinator.engine.messages import LevelTerms, SourceSeen
 from specedge_p2p.lm.ports import Children
 from specedge_p2p.tree.binding import BoundRows, SourceTree
+from specedge_p2p.tree.draft_tree import Candidates, Vertex
 from specedge_p2p.tree.merging import LESSER_SHARE
-from specedge_p2p.tree.draft_tree import Candidates
 from specedge_p2p.tree.received_tree import ReceivedTree
 
 OWN_SOURCE = 0
 NO_VERTEX = -1
-LEAST_PATH_LOG_PROB = math.log(0.001)
-"""Children less probable than this from the root are not kept: no step would take them."""
-_LEAST_EDGE_LOG_PROB = -100.0
+LEAST_PROB = 0.003
+"""Children of the root are kept down to this; deeper ones as far as this step may take them."""
+PRICE_SHARE = 0.5
+"""What is cheaper than this share of a row's price will not become one."""
+_LEAST_LOG_PROB = -100.0
 _ARRIVAL = 1 << 61
 """Of a tie a node's vertex gets the row."""
 _MAX_MARKS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What one level found for one session.
+
+    Args:
+        rows: the n bound rows that it expanded, ascending.
+        children: of these, [n, any].
+        row_price: see VerificationBatch.
+        vocab_size: the target's; tokens outside are left out.
+    """
+
+    rows: Sequence[int]
+    children: Children
+    row_price: float
+    vocab_size: int
 
 
 class OwnTree:
@@ -49,23 +69,21 @@ class OwnTree:
 
     def vertices(self, bound: BoundRows) -> list[int]:
         """The vertex of each bound row, NO_VERTEX for rows that the tree does not have."""
-        child = self._received.tree.child
-        found = [self._received.matched]
+        found: list[Vertex | None] = [self._received.tree.root_vertex]
         rows = zip(bound.parents.tolist(), bound.token_ids.tolist(), strict=True)
-        for parent, token_id in list(rows)[1:]:
+        for parent, token_id in islice(rows, 1, None):
             above = found[parent]
-            below = None if above == NO_VERTEX else child(above, token_id)
-            found.append(NO_VERTEX if below is None else below)
-        return found
+            found.append(None if above is None else above.children.get(token_id))
+        return [NO_VERTEX if vertex is None else vertex.index for vertex in found]
 
     def walk(self, token_ids: Iterable[int]) -> list[int]:
         """The vertices that tokens after the root match, as far as they do."""
-        found, at = [], self._received.matched
+        found, at = [], self._received.tree.root_vertex
         for token_id in token_ids:
-            below = self._received.tree.child(at, token_id)
+            below = at.children.get(token_id)
             if below is None:
                 break
-            found.append(below)
+            found.append(below.index)
             at = below
         return found
 
@@ -79,31 +97,32 @@ class OwnTree:
         is_stand_in = np.array([vertex in self._stand_ins for vertex in self.vertices(bound)])
         return replace(bound, is_own=bound.is_own & ~is_stand_in)
 
-    def hang(
-        self, bound: BoundRows, rows: Sequence[int], children: Children, vocab_size: int
-    ) -> list[int]:
+    def hang(self, bound: BoundRows, vertices: list[int], level: Level) -> None:
         """Hang children below rows, whose parents are expanded or stand before them.
 
         Args:
             bound: the session's rows.
-            rows: n of them, ascending.
-            children: of these rows, [n, any].
-            vocab_size: the target's; what lies outside is left out.
-
-        Returns the vertices of `rows`.
+            vertices: of each of them, as `vertices` says; stand-ins are written into it.
+            level: the rows that were expanded and their children.
         """
-        vertices = self.vertices(bound)
-        new = _NewVertices(self._received)
-        lines = zip(rows, children.token_ids.tolist(), children.log_probs.tolist(), strict=True)
+        new = _NewVertices(self._received.next_index)
+        probs, price = bound.probs.tolist(), PRICE_SHARE * level.row_price
+        children = level.children
+        lines = zip(
+            level.rows, children.token_ids.tolist(), children.log_probs.tolist(), strict=True
+        )
         for row, token_ids, log_probs in lines:
             if vertices[row] == NO_VERTEX:
                 vertices[row] = self._vertex_of(bound, row, vertices, new)
             self._expanded.add(vertices[row])
+            least = max(LEAST_PROB, price) / probs[row] if row else LEAST_PROB
+            least_log_prob = math.log(least)
             for token_id, log_prob in zip(token_ids, log_probs, strict=True):
-                if token_id < vocab_size:
-                    new.add(vertices[row], token_id, log_prob)
-        new.hang()
-        return [vertices[row] for row in rows]
+                if not log_prob >= least_log_prob:
+                    break  # the best come first
+                if token_id < level.vocab_size:
+                    new.add(vertices[row], token_id, min(0.0, log_prob))
+        self._received.extend(new.first_index, new.columns(), _ARRIVAL)
 
     def commit(self, token_ids: Sequence[int]) -> None:
         """Follow newly committed tokens; without them the tree begins anew at the last one."""
@@ -147,7 +166,8 @@ class OwnTree:
         if found is None:
             above, prob = float(bound.probs[parent]), float(bound.probs[row])
             share = LESSER_SHARE * prob / above if above > 0 else 0.0
-            found = new.force(vertices[parent], token_id, math.log(share) if share > 0 else -100.0)
+            log_prob = math.log(share) if share > 0 else _LEAST_LOG_PROB
+            found = new.add(vertices[parent], token_id, log_prob)
             self._stand_ins.add(found)
         return found
 
@@ -155,42 +175,28 @@ class OwnTree:
 class _NewVertices:
     """Collects what one level hangs into a tree, so that it goes in as one block of columns."""
 
-    def __init__(self, received: ReceivedTree) -> None:
-        self._received = received
-        self._first_index = received.next_index
+    def __init__(self, first_index: int) -> None:
+        self.first_index = first_index
         self._token_ids: list[int] = []
         self._parents: list[int] = []
         self._log_probs: list[float] = []
-        self._path_log_probs: list[float] = []
         self._children: dict[tuple[int, int], int] = {}
 
     def child(self, parent: int, token_id: int) -> int | None:
         return self._children.get((parent, token_id))
 
-    def add(self, parent: int, token_id: int, log_prob: float) -> None:
-        """Keep a child that is probable enough and not there yet."""
-        edge = min(0.0, max(_LEAST_EDGE_LOG_PROB, log_prob))
-        if self._path_log_prob(parent) + edge >= LEAST_PATH_LOG_PROB:
-            self.force(parent, token_id, edge)
-
-    def force(self, parent: int, token_id: int, log_prob: float) -> int:
-        index = self._first_index + len(self._token_ids)
-        self._path_log_probs.append(self._path_log_prob(parent) + log_prob)
+    def add(self, parent: int, token_id: int, log_prob: float) -> int:
+        """The index of a new vertex."""
+        index = self.first_index + len(self._token_ids)
         self._token_ids.append(token_id)
         self._parents.append(parent)
         self._log_probs.append(log_prob)
         self._children[parent, token_id] = index
         return index
 
-    def hang(self) -> None:
-        columns = Candidates(
+    def columns(self) -> Candidates:
+        return Candidates(
             np.array(self._token_ids, dtype=np.int32),
             np.array(self._parents, dtype=np.int32),
             np.array(self._log_probs, dtype=np.float32),
         )
-        self._received.extend(self._first_index, columns, _ARRIVAL)
-
-    def _path_log_prob(self, vertex: int) -> float:
-        if vertex < self._first_index:
-            return self._received.tree.path_log_prob(vertex)
-        return self._path_log_probs[vertex - self._first_index]

@@ -48,12 +48,18 @@ def tree_work(session: EngineSession, entry: StepEntry, batch: VerificationBatch
 
 
 def rebound(work: Work, batch: VerificationBatch) -> Work:
-    """The same session bound to what is known by now."""
+    """The same session bound to what is known by now; its rows are old until `with_rows`."""
     if work.entry is None:
         return work
-    bound = work.session.bind(work.entry, batch, work.guess)
-    rows = tree_rows(work.session.number, work.session.num_rows, bound)
-    return replace(work, rows=rows, bound=bound)
+    return replace(work, bound=work.session.bind(work.entry, batch, work.guess))
+
+
+def with_rows(work: Work) -> Work:
+    """The rows of what is bound."""
+    if work.bound is None:
+        return work
+    rows = tree_rows(work.session.number, work.session.num_rows, work.bound)
+    return replace(work, rows=rows)
 
 
 def take_fewer(trees: Sequence[Work], max_sessions: int) -> list[Work]:
@@ -72,9 +78,7 @@ def take_fewer(trees: Sequence[Work], max_sessions: int) -> list[Work]:
 def plain_work(work: Work) -> Work:
     if work.bound is None:
         return work
-    bound = plain(work.bound)
-    rows = tree_rows(work.session.number, work.session.num_rows, bound)
-    return replace(work, rows=rows, bound=bound)
+    return with_rows(replace(work, bound=plain(work.bound)))
 
 
 def result_of(
