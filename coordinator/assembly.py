@@ -64,7 +64,9 @@ class Coordinator:
         self.load = Load(clock)
         lockstep = limits.lockstep
         wishes = GrowthWishes() if lockstep is None else lockstep.wishes
-        self.leases = Leases(self.sessions, parts.allowed_nodes, clock, timing.lease_s, wishes)
+        self.leases = Leases(
+            self.sessions, parts.allowed_nodes, clock, timing.lease_s, wishes=wishes
+        )
         self.accounting = Accounting(parts.ledger, self._deliver)
         self.rounds = Rounds(
             parts.engine,

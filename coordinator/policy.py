@@ -37,13 +37,11 @@ class StepPolicy:
             for s in sessions
         ]
         batch = plan(now, states, self._costs(), self._limits, self._step_no)
-        for entry in batch.entries:
-            last[entry.session] = now
+        planned = {entry.session for entry in batch.entries}
+        self._last_planned_s = {
+            s.session: now if s.session in planned else s.last_planned_s for s in states
+        }
         return batch
-
-    def forget(self, session: Session) -> None:
-        """A session has ended."""
-        self._last_planned_s.pop(session.number, None)
 
     def learn(self, step: StepDone, num_tokens: int) -> None:
         self._throughput.observe(num_tokens, step.ended_s - step.started_s)

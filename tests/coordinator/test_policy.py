@@ -79,17 +79,4 @@ def test_sessions_that_left_are_forgotten() -> None:
     policy.calibrate(READY)
     for number in range(1, 200):
         policy.plan([session(number)], no_sources)
-        policy.forget(session(number))
-    assert not policy._last_planned_s
-
-
-def test_a_session_that_is_not_in_every_plan_keeps_its_place() -> None:
-    clock = Clock()
-    policy = StepPolicy(PlanLimits(max_sessions=1), clock)
-    policy.calibrate(READY)
-    for now, numbers in enumerate(([1], [2], [3])):
-        clock.now_s = float(now)
-        policy.plan([session(number) for number in numbers], no_sources)
-    clock.now_s = 3.0
-    batch = policy.plan([session(2), session(3)], no_sources)
-    assert [entry.session for entry in batch.entries] == [2]
+    assert len(policy._last_planned_s) == 1
