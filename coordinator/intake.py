@@ -225,8 +225,11 @@ class Intake:
                 await self._forward(node, message)
             case Pong(nonce):
                 node.ponged(nonce, self._clock())
-            case Capacity(max_sessions):
+            case Capacity(max_sessions, level_time_s, level_session_time_s):
                 node.max_sessions = max_sessions
+                if level_time_s:
+                    node.level_time_s = level_time_s
+                    node.level_session_time_s = level_session_time_s
             case Release(session_no):
                 self._leases.release(node, session_no)
             case Resume():

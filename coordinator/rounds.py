@@ -177,7 +177,6 @@ class Rounds:
         self._outbox.append(CloseSession(session.number))
         self._load.ended(session)
         self._leases.close(session, reason)
-        self._policy.forget(session)
         self._leases.rematch()
 
     def _bury_the_deadly(self) -> None:
