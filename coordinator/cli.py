@@ -106,6 +106,21 @@ def serve(
         float,
         typer.Option(min=0.0, max=10.0, help="For measuring: pad engine steps to these seconds."),
     ] = 0.0,
+    emulate: Annotated[
+        str,
+        typer.Option(
+            help="For measuring: pad every forward to what it takes on another device.",
+            metavar="NAME|FILE",
+        ),
+    ] = "",
+    stretch: Annotated[
+        float,
+        typer.Option(
+            min=0.1,
+            max=1000.0,
+            help="For measuring: real seconds per emulated second of --emulate.",
+        ),
+    ] = 1.0,
     ngram: Annotated[
         bool,
         typer.Option("--ngram/--no-ngram", hidden=True, help="For measuring: guess from the text."),
@@ -124,7 +139,10 @@ def serve(
     with clear_errors():
         from coordinator.main import run_coordinator
         from coordinator.settings import CoordinatorSettings, Limits
+        from specedge_p2p.lm.emulated import load_profile
 
+        if emulate:
+            load_profile(emulate).step_cost()  # a mistake shows before anything is loaded
         if host not in LOOPBACK and not (require_keys or public):
             raise ClearError(
                 f"--host {host} can be reached by others: add --require-keys (and make a key with "
@@ -137,6 +155,8 @@ def serve(
             device=device,
             threads=threads,
             step_floor_s=step_floor,
+            emulate=emulate,
+            stretch=stretch,
             host=host,
             port=port,
             listen=tuple(listen or ("/ip4/0.0.0.0/tcp/4011",)),

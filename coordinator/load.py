@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable
 
 from coordinator.engine.messages import StepDone
+from coordinator.padding import PaddingTotals
 from coordinator.sessions import Committed
 
 WINDOW_S = 10.0
@@ -23,6 +24,7 @@ class Load:
         """Tokens committed in rounds, so without those that end a prefill."""
         self.num_steps = 0
         self.engine_s = 0.0
+        self.padding = PaddingTotals()
 
     @property
     def uptime_s(self) -> float:
@@ -47,6 +49,7 @@ class Load:
         self.num_steps += 1
         self.num_tokens += num_tokens
         self.engine_s += busy_s
+        self.padding.add(step)
         self._recent.append((self._clock(), num_tokens, busy_s))
         self._forget_old()
 

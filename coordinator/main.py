@@ -131,6 +131,8 @@ async def _running_engine(settings: CoordinatorSettings) -> AsyncIterator[Proces
             device=settings.device,
             threads=settings.threads,
             step_floor_s=settings.step_floor_s,
+            emulate=settings.emulate,
+            stretch=settings.stretch,
             max_sessions=settings.limits.max_sessions,
         )
     )

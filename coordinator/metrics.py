@@ -6,6 +6,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from coordinator.status import Status
+from specedge_p2p.views import PaddingView
 
 
 class NetworkCollector(Collector):
@@ -33,3 +34,17 @@ class NetworkCollector(Collector):
             ("engine_restarts", "Engine processes brought back", network.num_engine_restarts),
         ):
             yield CounterMetricFamily(f"specedge_{name}", text, total)
+        yield from _padding_metrics(network.padding)
+
+
+def _padding_metrics(padding: PaddingView) -> Iterator[Metric]:
+    """Nothing where the engine runs at its own speed."""
+    if not padding.num_forwards:
+        return
+    for name, text, total in (
+        ("padded_forwards", "Forwards padded to an emulated device", padding.num_forwards),
+        ("late_forwards", "Of those, ended after their time", padding.num_late),
+        ("padded_seconds", "Time that padded forwards were to take", padding.padded_s),
+        ("padded_used_seconds", "Time that their real work took", padding.used_s),
+    ):
+        yield CounterMetricFamily(f"specedge_{name}", text, total)

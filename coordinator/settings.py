@@ -38,6 +38,7 @@ class CoordinatorSettings:
     Args:
         home: folder of the identity.
         database_url: a SQLite file or a PostgreSQL URL.
+        emulate, stretch: the device that the engine's forwards are padded to; see lm/emulated.py.
     """
 
     home: Path
@@ -47,6 +48,8 @@ class CoordinatorSettings:
     device: str = "auto"
     threads: int = 1
     step_floor_s: float = 0.0
+    emulate: str = ""
+    stretch: float = 1.0
     host: str = "127.0.0.1"
     port: int = 8000
     listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)

@@ -45,6 +45,7 @@ class Status:
             engine_s=load.engine_s,
             num_rounds=load.num_rounds,
             num_node_bytes=self._leases.num_bytes_received,
+            padding=load.padding.view,
         )
 
     def _node(self, node: NodeLink) -> NodeView:

@@ -113,6 +113,13 @@ def join(
         float,
         typer.Option(help="For measuring: adds this round trip to the link, half each way."),
     ] = 0.0,
+    link_jitter_ms: Annotated[float, typer.Option(hidden=True)] = 0.0,
+    link_loss: Annotated[float, typer.Option(hidden=True)] = 0.0,
+    link_churn_s: Annotated[float, typer.Option(hidden=True)] = 0.0,
+    link_seed: Annotated[int, typer.Option(hidden=True)] = 0,
+    emulate: Annotated[str, typer.Option(hidden=True)] = "",
+    stretch: Annotated[float, typer.Option(hidden=True)] = 1.0,
+    report: Annotated[Path | None, typer.Option(hidden=True)] = None,
     drafting: Annotated[Drafting, typer.Option(hidden=True)] = "honest",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
 ) -> None:
@@ -136,6 +143,13 @@ def join(
             dtype=dtype,
             device=device,
             link_delay_s=link_delay_ms / 1000,
+            link_jitter_s=link_jitter_ms / 1000,
+            link_loss=link_loss,
+            link_churn_s=link_churn_s,
+            link_seed=link_seed,
+            emulate=emulate,
+            stretch=stretch,
+            report=report,
             drafting=drafting,
         )
         trio.run(run_node, settings, console)

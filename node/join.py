@@ -9,11 +9,12 @@ import trio
 
 from node.drafter import Drafter, DrafterSettings
 from node.hardware import Benchmark
-from node.link import ReplayLink, backoff_s, delayed
+from node.link import ReplayLink, backoff_s
 from node.link_life import LinkEnd, Refused, RunIo, RunLevel
 from node.receipts import ReceiptBook
 from node.selection import draft_model_for, in_order
 from node.settings import AUTO, NodeSettings
+from node.slow_link import slowed
 from node.worker import (
     Worker,
     WorkerSettings,
@@ -74,6 +75,7 @@ class JoinLoop:
         self._capacity = settings.max_sessions
         self._is_leaving = False
         self._is_linked = False
+        self._num_links = 0
 
     @property
     def worker(self) -> Worker | None:
@@ -104,6 +106,7 @@ class JoinLoop:
                 num_failures = 0 if has_served else num_failures + 1
                 if not self._is_leaving:
                     pause_s = backoff_s(max(0, num_failures - 1), self._ports.jitter())
+                    pause_s *= self._settings.stretch
                     log.info("next try in %.1f s", pause_s)
                     await trio.sleep(pause_s)
 
@@ -169,9 +172,10 @@ class JoinLoop:
     @asynccontextmanager
     async def _link(self, address: str) -> AsyncIterator[Link]:
         settings = self._settings
+        self._num_links += 1
         async with (
             self._ports.overlay.dial(address, DRAFT_PROTOCOL) as raw,
-            delayed(raw, settings.link_delay_s) as link,
+            slowed(raw, settings.link_conditions(self._num_links)) as link,
         ):
             yield ReplayLink(link) if settings.drafting == "replay" else link
 

@@ -1,19 +1,15 @@
-"""Frames out, with a bound, and two ways to make a link worse for the network's own tests."""
+"""Frames out, with a bound; a link that replays; how long to wait for the next link."""
 
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 import trio
 
 from specedge_p2p.names import PeerId
-from specedge_p2p.overlay.ports import Link, LinkClosed
+from specedge_p2p.overlay.ports import Link
 from specedge_p2p.wire.codec import decode_frame
-from specedge_p2p.wire.errors import ProtocolError
 from specedge_p2p.wire.messages import Proposal
-
-_MAX_DELAYED_FRAMES = 256
 
 
 class OutboxFull(Exception):
@@ -66,81 +62,6 @@ class Outbox:
                 return
             self._changed = trio.Event()
             await self._changed.wait()
-
-
-class DelayedLink:
-    """A link with an added delay for every frame, the same in both directions; for measuring."""
-
-    def __init__(self, link: Link, one_way_s: float) -> None:
-        self._link = link
-        self._one_way_s = one_way_s
-        self._out, self._out_end = trio.open_memory_channel[tuple[float, bytes]](
-            _MAX_DELAYED_FRAMES
-        )
-        self._in, self._in_end = trio.open_memory_channel[tuple[float, bytes]](_MAX_DELAYED_FRAMES)
-        self._failure: Exception | None = None
-        self._all_sent = trio.Event()
-
-    @property
-    def peer_id(self) -> PeerId:
-        return self._link.peer_id
-
-    async def send(self, frame: bytes) -> None:
-        try:
-            await self._out.send((trio.current_time() + self._one_way_s, frame))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise LinkClosed("the link is closed") from self._failure
-
-    async def receive(self) -> bytes:
-        try:
-            due, frame = await self._in_end.receive()
-        except (trio.EndOfChannel, trio.ClosedResourceError):
-            raise self._failure or LinkClosed("the link is closed") from None
-        # A frame taken here is lost if the wait is cancelled: callers cancel only to end the link.
-        await trio.sleep_until(due)
-        return frame
-
-    async def aclose(self) -> None:
-        self._out.close()
-        deadline = trio.current_time() + self._one_way_s + 1.0
-        with trio.CancelScope(deadline=deadline, shield=True):
-            await self._all_sent.wait()
-        await self._link.aclose()
-
-    async def carry_out(self) -> None:
-        with self._out_end:
-            async for due, frame in self._out_end:
-                await trio.sleep_until(due)
-                try:
-                    await self._link.send(frame)
-                except LinkClosed as closed:
-                    self._failure = closed
-                    break
-        self._all_sent.set()
-
-    async def carry_in(self) -> None:
-        with self._in:
-            while True:
-                try:
-                    frame = await self._link.receive()
-                except (LinkClosed, ProtocolError) as error:
-                    self._failure = error
-                    return
-                await self._in.send((trio.current_time() + self._one_way_s, frame))
-
-
-@asynccontextmanager
-async def delayed(link: Link, round_trip_s: float) -> AsyncIterator[Link]:
-    """The link with `round_trip_s` added: half for every frame out, half for every frame in."""
-    if round_trip_s <= 0:
-        yield link
-        return
-    slow = DelayedLink(link, round_trip_s / 2)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(slow.carry_out)
-        nursery.start_soon(slow.carry_in)
-        yield slow
-        nursery.cancel_scope.cancel()
 
 
 class ReplayLink:

@@ -17,12 +17,14 @@ from node.join import Draft, JoinLoop, JoinPorts
 from node.link_life import Refused
 from node.models import prepare_draft
 from node.receipts import ReceiptBook
+from node.report import write_report
 from node.selection import NoFit
 from node.settings import NodeSettings, SettingsError, software_version
 from node.status import Snapshot, status_line
 from node.worker import WorkerStats
 from specedge_p2p.identity.home import only_process
 from specedge_p2p.identity.keys import Identity, IdentityError
+from specedge_p2p.lm.emulated import EmulatedDevice, PaddingTally, ProfileError, emulated_device
 from specedge_p2p.lm.ports import ModelError
 from specedge_p2p.overlay.discovery import (
     FoundCoordinator,
@@ -36,7 +38,10 @@ log = logging.getLogger(__name__)
 
 LEAVE_S = 1.5
 """Time for farewell and flush; after that the node goes without them."""
-EXPECTED_FAILURES = (SettingsError, IdentityError, ModelError, OverlayError, Refused, NoFit)
+EXPECTED_FAILURES = (
+    *(SettingsError, IdentityError, ModelError, ProfileError),
+    *(OverlayError, Refused, NoFit),
+)
 """What a person can put right; each has one line that says how."""
 Show = Callable[[str], None]
 _STATUS_S = 0.5
@@ -46,9 +51,11 @@ _LOG_EVERY_S = 10.0
 async def run_node(settings: NodeSettings, console: Console) -> None:
     """Join and draft until SIGINT or SIGTERM.
 
-    Raises SettingsError, IdentityError, ModelError, OverlayError, Refused and NoFit, each with one
-    line that says what to do.
+    Raises EXPECTED_FAILURES, each with one line that says what to do.
     """
+    device = emulated_device(settings.emulate, settings.stretch)
+    if device is not None:
+        device.profile.level_cost()  # a profile without levels shows at once
     with ExitStack() as stack:
         stack.enter_context(only_process(settings.home, "node"))
         identity = Identity.load_or_create(settings.key_file)
@@ -59,7 +66,7 @@ async def run_node(settings: NodeSettings, console: Console) -> None:
             async with open_overlay(
                 identity, listen=(), bootstrap=settings.bootstrap, dht="client"
             ) as overlay:
-                failure = await _Node(settings, overlay, book, console, scope).run()
+                failure = await _Node(settings, overlay, book, console, scope, device).run()
         if failure is not None:
             raise failure
 
@@ -74,8 +81,10 @@ class _Node:
         book: ReceiptBook,
         console: Console,
         scope: trio.CancelScope,
+        device: EmulatedDevice | None,
     ) -> None:
         self._settings = settings
+        self._device = device
         self._overlay = overlay
         self._console = console
         self._scope = scope
@@ -96,8 +105,23 @@ class _Node:
                 await self._loop.run()
             except EXPECTED_FAILURES as error:
                 failure = error
+            finally:
+                self._report()
             nursery.cancel_scope.cancel()
         return failure
+
+    def _report(self) -> None:
+        settings, worker = self._settings, self._loop.worker
+        if settings.report is None:
+            return
+        stats, num_links = (
+            (WorkerStats(), 0) if worker is None else (worker.stats, worker.num_welcomes)
+        )
+        tally = PaddingTally() if self._device is None else self._device.tally
+        try:
+            write_report(settings.report, settings, stats, num_links, tally)
+        except OSError as error:
+            log.error("the report could not be written: %s", error)
 
     async def _find(self) -> list[FoundCoordinator]:
         settings = self._settings
@@ -119,6 +143,7 @@ class _Node:
             self._settings,
             self._console,
             time.perf_counter,
+            self._device,
             abandon_on_cancel=True,
         )
         self._is_prepared.set()

@@ -10,41 +10,52 @@ from node.dishonest import GuessingModel
 from node.hardware import benchmark, has_cuda_device
 from node.join import Draft
 from node.settings import AUTO, NodeSettings
+from specedge_p2p.lm.emulated import EmulatedDevice
 from specedge_p2p.lm.ports import LanguageModel
 
 Report = Callable[[str, int, int], None]
 
 
 def prepare_draft(
-    name: str, settings: NodeSettings, console: Console, clock: Callable[[], float]
+    name: str,
+    settings: NodeSettings,
+    console: Console,
+    clock: Callable[[], float],
+    device: EmulatedDevice | None = None,
 ) -> Draft:
-    """Load a model by name or from a folder and measure it. Blocks; raises ModelError.
+    """Load a model by name or from a folder and measure it. Blocks.
+
+    Raises ModelError, and ProfileError for a device that drafts nothing.
 
     Args:
         name: on the model hub, or a folder, or one of the demo models.
         settings: dtype, device and threads.
         console: where the progress of a download is shown.
         clock: seconds, rising.
+        device: what levels are padded to, if to anything.
     """
     # Imported here: torch takes seconds, and `--help` should not.
     from specedge_p2p.lm.loader import load_model
     from specedge_p2p.lm.text import Tokenizer
 
-    device = settings.device
-    if device == AUTO:
-        device = "cuda" if has_cuda_device() else "cpu"
+    where = settings.device
+    if where == AUTO:
+        where = "cuda" if has_cuda_device() else "cpu"
     dtype = settings.dtype
     if dtype == "auto":
-        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+        dtype = "bfloat16" if where.startswith("cuda") else "float32"
     with _download_bar(console) as report:
         tokenizer = Tokenizer.load(name, progress=report)
         loaded = load_model(
-            name, dtype=dtype, device=device, threads=settings.threads, progress=report
+            name, dtype=dtype, device=where, threads=settings.threads, progress=report
         )
-    model: LanguageModel = loaded
+    model: LanguageModel = loaded if device is None else device.as_draft(loaded)
     if settings.drafting == "random":
         model = GuessingModel(model, seed=1)
-    return Draft(name, model, tokenizer.fingerprint(), benchmark(model, clock))
+    measured = benchmark(model, clock)
+    if device is not None:
+        device.tally.clear()  # of the measurement
+    return Draft(name, model, tokenizer.fingerprint(), measured)
 
 
 @contextmanager

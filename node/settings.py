@@ -11,6 +11,7 @@ import platformdirs
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
+from node.slow_link import LinkConditions
 from specedge_p2p.identity.keys import parse_peer_id
 
 Dtype = Literal["auto", "float32", "bfloat16", "float64"]
@@ -37,6 +38,10 @@ class NodeSettings:
         dtype: arithmetic of the draft model.
         device: where it runs; "auto" takes a GPU if there is one.
         link_delay_s: round trip added to the link, for measuring.
+        link_jitter_s, link_loss, link_churn_s, link_seed: see `node.slow_link.LinkConditions`.
+        emulate: a device profile (name or file) that levels are padded to; "" for none.
+        stretch: real seconds that an emulated second takes, for levels and the link.
+        report: a file for what the node did, written when it leaves.
         drafting: anything but "honest" is for the network's own tests.
     """
 
@@ -49,6 +54,13 @@ class NodeSettings:
     dtype: Dtype = "auto"
     device: str = "auto"
     link_delay_s: float = 0.0
+    link_jitter_s: float = 0.0
+    link_loss: float = 0.0
+    link_churn_s: float = 0.0
+    link_seed: int = 0
+    emulate: str = ""
+    stretch: float = 1.0
+    report: Path | None = None
     drafting: Drafting = "honest"
 
     def __post_init__(self) -> None:
@@ -60,6 +72,26 @@ class NodeSettings:
             raise SettingsError(f"--threads is 1 to 1024, not {self.threads}")
         if not 0 <= self.link_delay_s <= 10:
             raise SettingsError("--link-delay-ms is 0 to 10000")
+        if not 0 <= self.link_jitter_s <= 10:
+            raise SettingsError("--link-jitter-ms is 0 to 10000")
+        if not 0 <= self.link_loss <= 0.5:
+            raise SettingsError("--link-loss is 0 to 0.5")
+        if self.link_loss and not self.link_delay_s:
+            raise SettingsError("--link-loss costs round trips: give --link-delay-ms too")
+        if not 0 <= self.link_churn_s <= 1e6:
+            raise SettingsError("--link-churn-s is 0 to 1000000")
+        if not 0.1 <= self.stretch <= 1000:
+            raise SettingsError("--stretch is 0.1 to 1000")
+
+    def link_conditions(self, link_no: int) -> LinkConditions:
+        """What is added to the node's link_no-th link, in real time."""
+        return LinkConditions(
+            round_trip_s=self.link_delay_s * self.stretch,
+            jitter_s=self.link_jitter_s * self.stretch,
+            loss=self.link_loss,
+            churn_s=self.link_churn_s * self.stretch,
+            seed=f"{self.link_seed}/{link_no}",
+        )
 
     @property
     def key_file(self) -> Path:

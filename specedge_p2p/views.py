@@ -31,6 +31,19 @@ class SessionView:
 
 
 @dataclass(frozen=True, slots=True)
+class PaddingView:
+    """Forwards of an engine that emulates another device; all 0 where it does not."""
+
+    num_forwards: int = 0
+    num_late: int = 0
+    """Those that ended after their padded time."""
+    used_s: float = 0.0
+    """What the real work took."""
+    padded_s: float = 0.0
+    """What the forwards were to take."""
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkView:
     peer_id: PeerId
     addresses: tuple[str, ...]
@@ -51,6 +64,7 @@ class NetworkView:
     num_rounds: int = 0
     num_node_bytes: int = 0
     """Received from nodes since the start."""
+    padding: PaddingView = PaddingView()
 
 
 @dataclass(frozen=True, slots=True)

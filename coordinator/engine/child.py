@@ -26,7 +26,9 @@ from coordinator.engine.framing import (
 from coordinator.engine.measure import measure_step
 from coordinator.engine.messages import LoadFailed, StepDone, ToEngine
 from coordinator.engine.settings import EngineLimits, EngineSettings
-from specedge_p2p.lm.ports import LanguageModel, ModelError
+from specedge_p2p.errors import ClearError
+from specedge_p2p.lm.emulated import EmulatedDevice, PaddingTally, emulated_device, sleep_until
+from specedge_p2p.lm.ports import LanguageModel
 
 READ_BYTES = 256 * 1024
 
@@ -82,11 +84,13 @@ class EngineChild:
         core: EngineCore,
         step_floor_s: float,
         clock: Callable[[], float] = time.monotonic,
+        device: EmulatedDevice | None = None,
     ) -> None:
         self._connection = connection
         self._core = core
         self._step_floor_s = step_floor_s
         self._clock = clock
+        self._device = device
 
     def run(self) -> None:
         """Raises ParentGone when the coordinator has left, FrameError when it speaks nonsense."""
@@ -115,6 +119,8 @@ class EngineChild:
         if self._step_floor_s and done.num_forward_rows:
             self._pad(ends_s)
             done = msgspec.structs.replace(done, ended_s=self._clock())
+        if self._device is not None:
+            done = with_tally(done, self._device.tally)
         self._connection.send(*failures, done)
 
     def _pad(self, ends_s: float) -> None:
@@ -124,6 +130,16 @@ class EngineChild:
                 time.sleep(rest_s)
             elif rest_s > 0.0005:  # a socket timeout rounds up to a millisecond
                 self._take(self._connection.next_message(rest_s))
+
+
+def with_tally(done: StepDone, tally: PaddingTally) -> StepDone:
+    return msgspec.structs.replace(
+        done,
+        num_padded=tally.num_forwards,
+        num_late=tally.num_late,
+        used_s=tally.used_s,
+        padded_s=tally.padded_s,
+    )
 
 
 def load_target(settings: EngineSettings) -> LanguageModel:
@@ -144,15 +160,22 @@ def serve(sock: socket.socket, settings: EngineSettings, load: LoadModel) -> int
     connection = Connection(sock)
     try:
         try:
+            device = emulated_device(settings.emulate, settings.stretch)
             model = load(settings)
-        except ModelError as error:
+            if device is not None:
+                model = device.as_target(model)
+        except ClearError as error:
             connection.send(LoadFailed(str(error)))
             return 2
         price = measure_step(model, time.monotonic, settings.step_floor_s)
         limits = EngineLimits(max_sessions=settings.max_sessions)
         core = EngineCore(model, time.monotonic, limits)
         connection.send(core.ready(price.step_time_s, price.row_time_s))
-        EngineChild(connection, core, settings.step_floor_s).run()
+        child = EngineChild(connection, core, settings.step_floor_s, device=device)
+        if device is not None:
+            device.tally.clear()
+            device.idle = sleep_until  # the place of an idle that listens to the connection
+        child.run()
     except FrameError as error:
         sys.stderr.write(f"engine: {error}\n")
         return 1

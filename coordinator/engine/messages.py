@@ -226,6 +226,8 @@ class StepDone(EngineMessage, frozen=True, array_like=True, tag=33):
         num_prefill_rows: prompt tokens among them.
         num_context_rows: cached rows of all sessions in the forward.
         num_levels, num_level_rows, level_s: the engine's own drafting in this step.
+        num_padded, num_late, used_s, padded_s: the tally of an emulated device since this engine
+            was ready (see lm/emulated.py); 0 for a real one.
     """
 
     step_no: int
@@ -239,6 +241,10 @@ class StepDone(EngineMessage, frozen=True, array_like=True, tag=33):
     num_levels: int = 0
     num_level_rows: int = 0
     level_s: float = 0.0
+    num_padded: int = 0
+    num_late: int = 0
+    used_s: float = 0.0
+    padded_s: float = 0.0
 
 
 class SessionFailed(EngineMessage, frozen=True, array_like=True, tag=34):

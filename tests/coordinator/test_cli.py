@@ -37,6 +37,8 @@ def assert_clear(result: Result, *parts: str) -> None:
         (["--allow", "nobody"], ["--allow nobody"]),
         (["--model", "/no/such/model"], ["/no/such/model"]),
         (["--listen", "nonsense"], ["nonsense"]),
+        (["--emulate", "no-such"], ["no-such", "a100-32b"]),
+        (["--emulate", "slow-15ms"], ["slow-15ms", "verifies nothing"]),
         (["--bootstrap", "/ip4/1.2.3.4/tcp/1"], ["/ip4/1.2.3.4/tcp/1"]),
         (["--database-url", "postgresql://nobody@127.0.0.1:1/none"], ["127.0.0.1"]),
     ],
@@ -52,6 +54,7 @@ def test_serve_says_what_is_wrong(tmp_path: Path, words: list[str], parts: list[
     [
         ["serve", "--port", "70000"],
         ["serve", "--max-sessions", "0"],
+        ["serve", "--stretch", "0"],
         ["serve", "--dtype", "float8"],
         ["serve", "--no-such-option"],
         ["keys", "create"],

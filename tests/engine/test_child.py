@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -108,4 +109,46 @@ def test_a_full_queue_does_not_break_the_padding() -> None:
         done = child.hear()
         assert isinstance(done, StepDone)
         assert done.ended_s - done.started_s >= 0.02
+    child.close()
+
+
+PROFILE = '{"name": "p", "notes": "for a test", "step_ms": 10, "row_ms": 2}'
+
+
+def test_an_emulated_device_takes_its_time_and_counts(tmp_path: Path) -> None:
+    profile = tmp_path / "p.json"
+    profile.write_text(PROFILE)
+    child = Child(replace(SETTINGS, emulate=str(profile), stretch=2.0))
+    ready = child.hear()
+    assert isinstance(ready, Ready)
+    assert ready.step_time_s >= 0.024
+    child.say(open_session(1, [5, 6, 7]), *[batch([1], step_no=n) for n in range(3)])
+    padded_s = 0.0
+    for num_padded in (1, 2, 3):
+        done = child.hear()
+        assert isinstance(done, StepDone)
+        cost_s = 0.02 + 0.004 * done.num_forward_rows
+        padded_s += cost_s
+        assert done.ended_s - done.started_s >= cost_s
+        assert done.num_padded == num_padded  # the calibration is not counted
+        assert done.padded_s == pytest.approx(padded_s)
+        assert done.used_s > 0
+        assert 0 <= done.num_late <= num_padded
+    child.close()
+
+
+def test_a_real_device_counts_nothing(child: Child) -> None:
+    child.say(open_session(1, [5, 6]), batch([1]))
+    done = child.hear()
+    assert isinstance(done, StepDone)
+    assert (done.num_padded, done.num_late, done.used_s, done.padded_s) == (0, 0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("profile", "words"), [("no-such", "a100-32b"), ("slow-15ms", "step_ms")])
+def test_a_profile_that_cannot_be_used_is_said(profile: str, words: str) -> None:
+    child = Child(replace(SETTINGS, emulate=profile))
+    failed = child.hear()
+    assert isinstance(failed, LoadFailed)
+    assert words in failed.text
+    assert child.join() == 2
     child.close()

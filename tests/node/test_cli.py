@@ -37,7 +37,8 @@ def test_help_teaches(arguments: list[str], words: list[str]) -> None:
     result = run(*arguments)
     assert result.exit_code == 0
     assert all(word in result.stdout for word in words)
-    assert "--drafting" not in result.stdout  # for the network's own tests
+    hidden = ("--drafting", "--emulate", "--link-loss", "--report")  # for the network's own tests
+    assert not any(option in result.stdout for option in hidden)
 
 
 def test_version() -> None:
@@ -82,6 +83,12 @@ def test_a_key_that_others_can_read_is_one_clear_line(tmp_path: Path) -> None:
         ("--max-sessions", "0", "--max-sessions"),
         ("--threads", "0", "--threads"),
         ("--link-delay-ms", "-1", "--link-delay-ms"),
+        ("--link-jitter-ms", "-1", "--link-jitter-ms"),
+        ("--link-loss", "0.6", "--link-loss"),
+        ("--link-loss", "0.1", "--link-delay-ms"),
+        ("--link-churn-s", "-1", "--link-churn-s"),
+        ("--stretch", "0", "--stretch"),
+        ("--emulate", "no-such", "rtx4090-1.7b"),
     ],
 )
 def test_a_figure_out_of_range_is_one_clear_line(

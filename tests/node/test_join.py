@@ -81,7 +81,7 @@ def test_auto_takes_the_first_suggestion() -> None:
 class World:
     """A network, a coordinator, and a join loop whose parts are all inside this process."""
 
-    def __init__(self, tmp_path: Path, draft_model: str = "auto") -> None:
+    def __init__(self, settings: NodeSettings) -> None:
         self.network = MemoryNetwork()
         self.coordinator = ScriptedCoordinator(THERE)
         self.book = ReceiptBook(None, HERE.peer_id)
@@ -97,7 +97,7 @@ class World:
             run_level=_run_level,
             run_io=run_io_inline,
         )
-        self.loop = JoinLoop(NodeSettings(home=tmp_path, draft_model=draft_model), ports, "test")
+        self.loop = JoinLoop(settings, ports, "test")
 
     async def _find(self) -> list[FoundCoordinator]:
         self.asked.append(trio.current_time())
@@ -119,7 +119,7 @@ async def _run_level(level: Callable[[], LevelDone]) -> LevelDone:
 async def test_a_node_drafts_leaves_and_says_goodbye(
     autojump_clock: object, tmp_path: Path
 ) -> None:
-    world = World(tmp_path)
+    world = World(NodeSettings(tmp_path))
     generation = world.coordinator.add(1)
     overlay = world.network.join(THERE.peer_id)
     async with overlay.serve(DRAFT_PROTOCOL, world.coordinator.handle), trio.open_nursery() as n:
@@ -136,7 +136,7 @@ async def test_a_node_drafts_leaves_and_says_goodbye(
 
 
 async def test_a_lost_link_is_made_anew_and_resumed(autojump_clock: object, tmp_path: Path) -> None:
-    world = World(tmp_path)
+    world = World(NodeSettings(tmp_path))
     generation = world.coordinator.add(1, num_new=300)
     overlay = world.network.join(THERE.peer_id)
     async with overlay.serve(DRAFT_PROTOCOL, world.coordinator.handle), trio.open_nursery() as n:
@@ -154,10 +154,34 @@ async def test_a_lost_link_is_made_anew_and_resumed(autojump_clock: object, tmp_
         world.loop.leave()
 
 
+async def test_churn_and_loss_change_no_token(autojump_clock: object, tmp_path: Path) -> None:
+    world = World(
+        NodeSettings(
+            tmp_path,
+            stretch=2.0,
+            link_delay_s=0.02,
+            link_jitter_s=0.01,
+            link_loss=0.05,
+            link_churn_s=1.0,
+        )
+    )
+    generation = world.coordinator.add(1, num_new=300)
+    overlay = world.network.join(THERE.peer_id)
+    async with overlay.serve(DRAFT_PROTOCOL, world.coordinator.handle), trio.open_nursery() as n:
+        n.start_soon(world.loop.run)
+        await trio.sleep(30)
+        assert generation.tokens == generation.truth
+        assert generation.num_accepted > 0
+        assert world.coordinator.count(Resume) >= 1
+        # lives of 1 to 3 s and waits of 2 s, stretched both
+        assert 30 / 5.5 <= world.coordinator.num_links <= 30 / 3 + 1
+        world.loop.leave()
+
+
 async def test_without_coordinators_the_waits_double(
     autojump_clock: object, tmp_path: Path
 ) -> None:
-    world = World(tmp_path)
+    world = World(NodeSettings(tmp_path))
     world.found = []
     with trio.move_on_after(100):
         await world.loop.run()
@@ -168,7 +192,7 @@ async def test_without_coordinators_the_waits_double(
 async def test_leaving_while_nobody_answers_is_at_once(
     autojump_clock: object, tmp_path: Path
 ) -> None:
-    world = World(tmp_path)
+    world = World(NodeSettings(tmp_path))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.loop.run)  # nobody serves at the address that was found
         await trio.sleep(20)
@@ -180,7 +204,7 @@ async def test_leaving_while_nobody_answers_is_at_once(
 async def test_a_final_refusal_ends_the_loop_and_others_do_not(
     autojump_clock: object, tmp_path: Path
 ) -> None:
-    world = World(tmp_path)
+    world = World(NodeSettings(tmp_path))
     world.coordinator.refusal = ("full", "9 nodes are connected")
     overlay = world.network.join(THERE.peer_id)
     async with overlay.serve(DRAFT_PROTOCOL, world.coordinator.handle), trio.open_nursery() as n:
@@ -198,7 +222,7 @@ async def test_a_final_refusal_ends_the_loop_and_others_do_not(
 async def test_a_model_given_by_name_is_loaded_before_anybody_is_asked(
     autojump_clock: object, tmp_path: Path
 ) -> None:
-    world = World(tmp_path, draft_model="mine")
+    world = World(NodeSettings(tmp_path, draft_model="mine"))
     world.found = []
     world.loop.set_capacity(0)  # paused before there is a worker
     with trio.move_on_after(5):

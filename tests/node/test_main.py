@@ -1,6 +1,8 @@
 """The composition root as a process: it starts, says what it does, and leaves on a signal."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -82,3 +84,27 @@ def test_an_unknown_model_is_one_clear_line(tmp_path: Path) -> None:
     assert process.returncode == 2
     assert "Traceback" not in said
     assert "/no/such/folder" in said.strip().splitlines()[-1]
+
+
+def test_it_reports_what_it_did(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    process = start(
+        tmp_path / "home",
+        *("--coordinator", NOBODY, "--draft-model", "demo-draft"),
+        *("--emulate", "slow-15ms", "--stretch", "2", "--report", str(report)),
+    )
+    try:
+        said = read_until(process, "next try")
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    times_ms = [float(ms) for ms in re.findall(r"in ([\d.]+) ms", said)]
+    assert len(times_ms) == 4
+    assert min(times_ms) >= 30.0
+    told = json.loads(report.read_bytes())
+    assert (told["emulate"], told["stretch"], told["num_links"]) == ("slow-15ms", 2.0, 0)
+    # the measurement is not counted, and nobody gave it work
+    assert (told["num_forwards"], told["num_late"], told["padded_s"]) == (0, 0, 0.0)
+    assert (told["num_levels"], told["num_sent"], told["num_accepted"]) == (0, 0, 0)

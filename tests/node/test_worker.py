@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from node.drafter import Drafter, DrafterSettings, LevelDone
-from node.link import ReplayLink, backoff_s, delayed
+from node.link import ReplayLink, backoff_s
 from node.link_life import LinkEnd, Refused
 from node.receipts import ReceiptBook
 from node.worker import Worker, WorkerSettings, run_io_inline
@@ -294,26 +294,6 @@ async def test_law7_bounded_a_stalled_link_does_not_pile_up_frames(autojump_cloc
             end = await scene.serve(overlay.addresses[0])
     assert end in (LinkEnd.LEFT, LinkEnd.STALLED)
     assert scene.worker.stats.num_committed == 400  # verdicts were read all the while
-
-
-async def test_a_delayed_link_adds_half_each_way(autojump_clock: object) -> None:
-    network = MemoryNetwork(latency_s=0.01)
-    one, other = network.join(HERE.peer_id), network.join(THERE.peer_id)
-
-    async def echo(link: Link) -> None:
-        while True:
-            await link.send(await link.receive())
-
-    async with (
-        other.serve("/echo", echo),
-        one.dial(other.addresses[0], "/echo") as raw,
-        delayed(raw, 0.2) as link,
-    ):
-        started = trio.current_time()
-        for i in range(5):
-            await link.send(bytes([i]))
-        assert [await link.receive() for _ in range(5)] == [bytes([i]) for i in range(5)]
-        assert trio.current_time() - started == pytest.approx(0.22)
 
 
 async def test_replayed_frames_cost_the_node_and_nobody_else(autojump_clock: object) -> None:
