@@ -101,6 +101,8 @@ class Swarm:
         )
         self.workers: dict[int, Worker] = {}
         self.books: dict[int, ReceiptBook] = {}
+        self.level_times_s: dict[int, float] = {}
+        """Of nodes that are not what they said."""
 
     def _core(self) -> EngineCore:
         self.core = EngineCore(
@@ -114,7 +116,11 @@ class Swarm:
         return self.settings.step_time_s + num_rows * self.settings.row_time_s
 
     async def run_node(
-        self, number: int, model: LanguageModel, growth: DrafterSettings | None = None
+        self,
+        number: int,
+        model: LanguageModel,
+        growth: DrafterSettings | None = None,
+        fingerprint: bytes = bytes(16),
     ) -> None:
         """Join and come back after every lost link, until cancelled."""
         me = identity(number)
@@ -124,13 +130,13 @@ class Swarm:
             Drafter(model, growth),
             WorkerSettings(
                 draft_model="toy-draft",
-                model_fingerprint=bytes(16),
+                model_fingerprint=fingerprint,
                 tokenizer_fingerprint=ToyText(VOCAB).fingerprint(),
                 max_sessions=self.settings.node_sessions,
                 level_time_s=self.settings.level_time_s,
             ),
             self.books[number],
-            self._run_level,
+            partial(self._run_level, number),
             run_io_inline,
         )
         try:
@@ -182,9 +188,9 @@ class Swarm:
         sampling = SamplingParams(temperature)
         return toy_decode(self.target, prompt_ids, sampling, key, max_tokens)
 
-    async def _run_level(self, level: Callable[[], LevelDone]) -> LevelDone:
+    async def _run_level(self, number: int, level: Callable[[], LevelDone]) -> LevelDone:
         done = level()
-        await trio.sleep(self.settings.level_time_s)
+        await trio.sleep(self.level_times_s.get(number, self.settings.level_time_s))
         return done
 
 
