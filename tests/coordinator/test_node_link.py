@@ -1,104 +1,222 @@
-"""What a node is yet to be told: order, merging, and frames that stay below their limit."""
+"""What a node is yet to be told: order, merging, size of frames, turns."""
 
-from coordinator.node_link import MAX_OUTBOX, NodeLink
-from specedge_p2p.wire import messages as m
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from coordinator.node_link import NodeLink
+from specedge_p2p.names import PeerId
 from specedge_p2p.wire.build import open_messages
-from specedge_p2p.wire.columns import pack_tokens
-from tests.support.links import OPEN, changed
-from tests.support.node_links import CONTEXT, open_link, write_all
+from specedge_p2p.wire.codec import AnyMessage
+from specedge_p2p.wire.link_machine import LinkMachine
+from specedge_p2p.wire.messages import (
+    MAX_FRAME_BYTES,
+    Close,
+    Goodbye,
+    Open,
+    Ping,
+    Prompt,
+    Release,
+    Verdict,
+)
+from tests.support.links import HELLO, LEASE, OPEN, WELCOME, changed, verdict
 
-LONG = [7] * m.PROMPT_CHUNK_TOKENS
-
-
-def opening(node: NodeLink, num_tokens: int = 3) -> int:
-    number = node.new_session_no()
-    lease = number.to_bytes(16, "big")
-    head = changed(OPEN, session_no=number, lease_id=lease, max_position=CONTEXT)
-    node.post(*open_messages(head, [7] * num_tokens))
-    return number
-
-
-def verdict(session_no: int, position: int, token_ids: list[int]) -> m.Verdict:
-    return m.Verdict(session_no, 1, position, pack_tokens(token_ids), 0)
-
-
-async def test_law7_bounded_frames_hold_what_fits_however_much_waits() -> None:
-    """Many sessions with much to tell at once: after a long stall, or a resume of all of them."""
-    node, wire = await open_link()
-    numbers = [opening(node) for _ in range(24)]
-    await write_all(node)
-    for number in numbers:
-        node.post_verdict(verdict(number, 3, LONG))
-        node.post_verdict(verdict(number, 3 + len(LONG), LONG))
-    await write_all(node)
-    for number in numbers:
-        assert wire.machine.committed(number) == 3 + 2 * len(LONG)
-    for number in numbers:
-        for part in range(6):
-            node.post_verdict(verdict(number, 3 + (2 + part) * len(LONG), LONG))
-        node.post(m.Close(number))
-    await write_all(node)
-    assert sum(type(message) is m.Verdict for message in wire.messages) == 8 * len(numbers)
-    assert wire.machine.sessions == ()
+CONTEXT = 1_000_000
+PEER = PeerId("node")
 
 
-async def test_verdicts_follow_their_prompt_and_precede_their_close() -> None:
-    node, wire = await open_link()
-    first, second = opening(node), opening(node, num_tokens=3 * len(LONG))
-    node.post_verdict(verdict(first, 3, [5]))
-    node.post_verdict(verdict(second, 3 * len(LONG), [6]))
-    node.post(m.Close(first), m.Close(second))
-    await write_all(node)
-    kinds = [(type(x).__name__, x.session_no) for x in wire.messages]  # type: ignore[union-attr]
-    assert kinds.index(("Verdict", first)) < kinds.index(("Close", first))
-    assert kinds.count(("Prompt", second)) == 3
-    assert kinds.index(("Verdict", second)) < kinds.index(("Close", second))
-    assert max(i for i, kind in enumerate(kinds) if kind == ("Prompt", second)) < kinds.index(
-        ("Verdict", second)
-    )
-    assert wire.machine.sessions == ()
+@dataclass
+class Wire:
+    """A link whose other end is read when the test says so."""
+
+    frames: list[bytes] = field(default_factory=list)
+    is_blocked: bool = False
+    peer_id: PeerId = PEER
+
+    async def send(self, frame: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        while self.is_blocked:  # noqa: ASYNC110 - virtual time
+            await trio.sleep(1)
+        self.frames.append(frame)
+
+    async def receive(self) -> bytes:
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        raise NotImplementedError
 
 
-async def test_unsent_verdicts_of_a_session_are_merged() -> None:
-    node, wire = await open_link()
-    number = opening(node)
-    await write_all(node)
-    wire.frames.clear()
-    for position in range(3, 13):
-        node.post_verdict(verdict(number, position, [position]))
-    await write_all(node)
-    assert wire.messages == [verdict(number, 3, list(range(3, 13)))]
+@dataclass
+class Ends:
+    node: LinkMachine
+    link: NodeLink
+    wire: Wire
+
+    async def heard(self) -> list[list[AnyMessage]]:
+        """What the node takes from the frames that were sent since, frame by frame."""
+        await self.link.until_written()
+        frames, self.wire.frames = self.wire.frames, []
+        assert all(len(frame) <= MAX_FRAME_BYTES for frame in frames)
+        return [list(self.node.receive(frame)) for frame in frames]
 
 
-async def test_nothing_more_is_said_about_a_released_session() -> None:
-    node, wire = await open_link()
-    number, other = opening(node), opening(node)
-    await write_all(node)
-    wire.frames.clear()
-    node.post_verdict(verdict(number, 3, [5]))
-    node.post_verdict(verdict(other, 3, [5]))
-    node.post(m.Close(number))
-    node.machine.receive(wire.machine.send(m.Release(number)))
-    node.forget(number)
-    await write_all(node)
-    assert wire.messages == [verdict(other, 3, [5])]
+@asynccontextmanager
+async def connected() -> AsyncIterator[Ends]:
+    node, machine, wire = LinkMachine("node"), LinkMachine("coordinator"), Wire()
+    machine.receive(node.send(HELLO))
+    node.receive(machine.send(changed(WELCOME, max_context=CONTEXT)))
+    link = NodeLink(wire, HELLO, machine, 0.0, 8)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(link.write_frames, trio.current_time)
+        yield Ends(node, link, wire)
+        nursery.cancel_scope.cancel()
 
 
-async def test_law7_bounded_a_node_that_does_not_read_is_given_up() -> None:
-    node, _ = await open_link()
-    for nonce in range(MAX_OUTBOX):
-        node.post(m.Ping(nonce))
-    assert not node.is_too_slow
-    node.post(m.Ping(0))
-    assert node.is_too_slow
-    assert node.scope.cancel_called
+def opening(link: NodeLink, num_tokens: int = 3) -> int:
+    """Queue a session; returns its number."""
+    session_no = link.new_session_no()
+    lease = session_no.to_bytes(len(LEASE), "big")
+    head = changed(OPEN, session_no=session_no, lease_id=lease, max_position=CONTEXT)
+    link.post(*open_messages(head, [1] * num_tokens))
+    return session_no
 
 
-async def test_only_the_answer_to_the_last_ping_measures() -> None:
-    node, _ = await open_link()
-    node.pinged(1, 10.0)
-    node.pinged(2, 12.0)
-    node.ponged(1, 12.5)
-    assert node.round_trip_s is None
-    node.ponged(2, 12.25)
-    assert node.round_trip_s == 0.25
+def kinds(frames: list[list[AnyMessage]]) -> list[type[AnyMessage]]:
+    return [type(message) for frame in frames for message in frame]
+
+
+async def test_verdicts_wait_for_the_prompt_and_come_before_the_close(
+    autojump_clock: MockClock,
+) -> None:
+    async with connected() as ends:
+        number = opening(ends.link, 10_000)
+        ends.link.post_verdict(verdict([5], 10_000, session_no=number))
+        ends.link.post_verdict(verdict([6, 7], 10_001, session_no=number, round_no=2))
+        ends.link.post(Close(number))
+        frames = await ends.heard()
+        assert kinds(frames) == [Open, Prompt, Prompt, Prompt, Verdict, Close]
+        (merged,) = (m for frame in frames for m in frame if isinstance(m, Verdict))
+        assert (merged.round_no, len(merged.token_ids)) == (2, 9)
+
+
+async def test_unsent_verdicts_of_a_session_are_merged(autojump_clock: MockClock) -> None:
+    async with connected() as ends:
+        number = opening(ends.link)
+        await ends.heard()
+        for position in range(3, 13):
+            ends.link.post_verdict(verdict([position], position, session_no=number))
+        ((merged,),) = await ends.heard()
+        assert merged == verdict(list(range(3, 13)), 3, session_no=number)
+
+
+async def test_prompt_chunks_alternate_with_verdicts_of_others(autojump_clock: MockClock) -> None:
+    async with connected() as ends:
+        first = opening(ends.link)
+        await ends.heard()
+        opening(ends.link, 20_000)
+        ends.link.post_verdict(verdict([5], session_no=first))
+        frames = await ends.heard()
+        assert len(frames) == 6
+        assert [type(message) for message in frames[0]] == [Verdict, Open]
+
+
+async def test_law7_bounded_frames_however_much_was_missed(autojump_clock: MockClock) -> None:
+    """All sessions have legal verdicts of the largest size waiting, more than one each."""
+    async with connected() as ends:
+        numbers = [opening(ends.link) for _ in range(8)]
+        await ends.heard()
+        for number in numbers:
+            for start in range(3, 20_000, 4096):
+                ends.link.post_verdict(verdict([1] * 4096, start, session_no=number))
+        ends.link.post(*(Close(number) for number in numbers))
+        opening(ends.link, 4096)
+        frames = await ends.heard()
+        assert kinds(frames).count(Verdict) == 8 * 5
+        assert kinds(frames).count(Close) == 8
+        assert len(ends.node.sessions) == 1
+
+
+async def test_sessions_take_turns(autojump_clock: MockClock) -> None:
+    """One with much to catch up on does not keep the others' verdicts back."""
+    async with connected() as ends:
+        numbers = [opening(ends.link) for _ in range(6)]
+        await ends.heard()
+        for number in numbers[:5]:
+            for start in range(3, 40_000, 4096):
+                ends.link.post_verdict(verdict([1] * 4096, start, session_no=number))
+        ends.link.post_verdict(verdict([9], session_no=numbers[5]))
+        frames = await ends.heard()
+        (at,) = (
+            i
+            for i, frame in enumerate(frames)
+            for message in frame
+            if isinstance(message, Verdict) and message.session_no == numbers[5]
+        )
+        assert at <= 1
+
+
+async def test_a_released_session_is_not_spoken_of(autojump_clock: MockClock) -> None:
+    async with connected() as ends:
+        number = opening(ends.link)
+        await ends.heard()
+        ends.link.machine.receive(ends.node.send(Release(number)))
+        ends.link.post_verdict(verdict([5], session_no=number))
+        ends.link.post(Close(number))
+        ends.link.forget(number)
+        ends.link.post(Ping(1))
+        assert kinds(await ends.heard()) == [Ping]
+
+
+async def test_a_release_before_the_coordinator_handles_it(autojump_clock: MockClock) -> None:
+    """The machine knows it already, the leases do not yet."""
+    async with connected() as ends:
+        number = opening(ends.link)
+        await ends.heard()
+        ends.link.post_verdict(verdict([5], session_no=number))
+        ends.link.post(Close(number), Ping(1))
+        ends.link.machine.receive(ends.node.send(Release(number)))
+        assert kinds(await ends.heard()) == [Ping]
+
+
+async def test_nothing_is_said_after_goodbye(autojump_clock: MockClock) -> None:
+    async with connected() as ends:
+        ends.link.machine.receive(ends.node.send(Goodbye()))
+        ends.link.post(Ping(1))
+        assert await ends.heard() == []
+
+
+async def test_a_frame_without_room_is_noticed(autojump_clock: MockClock) -> None:
+    async with connected() as ends:
+        assert ends.link.stuck_s(trio.current_time()) == 0
+        ends.wire.is_blocked = True
+        ends.link.post(Ping(1))
+        await trio.sleep(7)
+        assert ends.link.stuck_s(trio.current_time()) == pytest.approx(7)
+        ends.wire.is_blocked = False
+        await ends.heard()
+        assert ends.link.stuck_s(trio.current_time()) == 0
+
+
+async def test_only_the_answer_to_the_last_ping_measures(autojump_clock: MockClock) -> None:
+    async with connected() as ends:
+        ends.link.pinged(1, 10.0)
+        ends.link.pinged(2, 12.0)
+        ends.link.ponged(1, 12.5)
+        assert ends.link.round_trip_s is None
+        ends.link.ponged(2, 12.25)
+        assert ends.link.round_trip_s == 0.25
+
+
+async def test_law7_bounded_outbox(autojump_clock: MockClock) -> None:
+    async with connected() as ends:
+        ends.wire.is_blocked = True
+        for nonce in range(4096):
+            ends.link.post(Ping(nonce))
+        assert not ends.link.is_too_slow
+        ends.link.post(Ping(1))
+        assert ends.link.is_too_slow
+        assert ends.link.scope.cancel_called
