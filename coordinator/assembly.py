@@ -32,7 +32,6 @@ from coordinator.trial import Trial
 from specedge_p2p.names import PeerId
 from specedge_p2p.overlay.ports import DRAFT_PROTOCOL, Overlay
 from specedge_p2p.tasks import TaskStatus
-from specedge_p2p.wire.messages import GrowthWishes
 
 TELL_S = 1.0
 """How long nodes are given to take their last messages; they can ask for receipts later."""

@@ -176,6 +176,7 @@ class Rounds:
         """Free the engine and the nodes of a session, though its client may be reading still."""
         self._outbox.append(CloseSession(session.number))
         self._load.ended(session)
+        self._policy.forget(session)
         self._leases.close(session, reason)
         self._leases.rematch()
 
