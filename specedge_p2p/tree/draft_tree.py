@@ -78,11 +78,11 @@ class Vertex:
         self.total = 0.0
         self.mass = 0.0
         self.children = _NO_CHILDREN
-        self.ranked = _NONE_RANKED
+        self.ranked = _UNRANKED
 
 
 _NO_CHILDREN: dict[int, Vertex] = {}
-_NONE_RANKED: list[Vertex] = []
+_UNRANKED: list[Vertex] = []
 """Of all leaves, which most vertices stay for life; a first child brings containers of its own."""
 
 
@@ -214,7 +214,7 @@ class DraftTree:
         """Drop everything but the root."""
         root = self._root
         self._dead += root.ranked
-        root.children, root.ranked, root.mass = _NO_CHILDREN, _NONE_RANKED, 0.0
+        root.children, root.ranked, root.mass = _NO_CHILDREN, _UNRANKED, 0.0
 
     def _alive(self) -> dict[int, Vertex]:
         """All live vertices, after forgetting the dead ones."""

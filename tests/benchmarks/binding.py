@@ -36,7 +36,7 @@ class Size:
     num_sessions: int
     num_live: int
     num_drafts: int = 1
-    row_price: float = 0.12
+    row_price: float = 0.2
 
     def __str__(self) -> str:
         trees = "" if self.num_drafts == 1 else f", {self.num_drafts} drafts"
@@ -53,7 +53,8 @@ class Figures:
     bind_ms: float
     plain_bind_ms: float
     commit_ms: float
-    arrival_ms: float
+    arrival_us: float
+    """Of one vertex."""
     rows_per_session: float
 
 
@@ -64,6 +65,7 @@ class _Session:
         self._size = size
         self._rng = np.random.default_rng(number)
         self._arrival = 0
+        self.num_grown = 0
         self.root_token = 0
         self.trees = [ReceivedTree(1, 1, [], 0) for _ in range(size.num_drafts)]
         self.grow()
@@ -107,6 +109,7 @@ class _Session:
                 candidates = columns(part)
                 begun = time.process_time()
                 tree.extend(tree.next_index, candidates, self._arrival)
+                self.num_grown += len(part)
                 taken_s += time.process_time() - begun
         return taken_s
 
@@ -162,12 +165,15 @@ def measure(size: Size, num_rounds: int) -> Figures:
         for session, token_ids in zip(sessions, verdicts, strict=True):
             session.commit(token_ids)
         commits.append(time.process_time() - begun)
-        arrivals.append(sum(session.grow() for session in sessions))
+        num_before = sum(session.num_grown for session in sessions)
+        taken_s = sum(session.grow() for session in sessions)
+        num_new = sum(session.num_grown for session in sessions) - num_before
+        arrivals.append(taken_s / max(1, num_new))
     return Figures(
         bind_ms=1000 * statistics.median(fast),
         plain_bind_ms=1000 * statistics.median(plain),
         commit_ms=1000 * statistics.median(commits),
-        arrival_ms=1000 * statistics.median(arrivals),
+        arrival_us=1e6 * statistics.median(arrivals),
         rows_per_session=statistics.mean(rows),
     )
 
@@ -183,7 +189,7 @@ def _bind_all(
     return time.process_time() - begun, num_rows
 
 
-def run(sizes: Sequence[Size] = SIZES, num_rounds: int = 100) -> list[Figures]:
+def run(sizes: Sequence[Size] = SIZES, num_rounds: int = 40) -> list[Figures]:
     """Measure and print; medians in ms for all sessions together."""
     found = []
     print(
@@ -194,7 +200,7 @@ def run(sizes: Sequence[Size] = SIZES, num_rounds: int = 100) -> list[Figures]:
         print(
             f"{size}: {figures.bind_ms:.2f} ({figures.plain_bind_ms:.2f}, "
             f"{figures.plain_bind_ms / figures.bind_ms:.1f}x) + {figures.commit_ms:.2f}; "
-            f"{figures.arrival_ms:.2f}; {figures.rows_per_session:.1f} rows a session"
+            f"{figures.arrival_us:.1f} us a vertex; {figures.rows_per_session:.1f} rows a session"
         )
         found.append(figures)
     return found
