@@ -68,17 +68,22 @@ class Vertex:
         "total",
     )
 
-    def __init__(self, index: int, token_id: int, arrival: int) -> None:
+    def __init__(self, index: int, token_id: int, log_prob: float, arrival: int) -> None:
         self.index = index
         self.token_id = token_id
+        self.log_prob = log_prob
         self.arrival = arrival
         self.parent = -1
-        self.log_prob = 0.0
         self.depth = 0
         self.total = 0.0
         self.mass = 0.0
-        self.children: dict[int, Vertex] = {}
-        self.ranked: list[Vertex] = []
+        self.children = _NO_CHILDREN
+        self.ranked = _UNRANKED
+
+
+_NO_CHILDREN: dict[int, Vertex] = {}
+_UNRANKED: list[Vertex] = []
+"""Of all leaves, which most vertices stay for life; a first child brings containers of its own."""
 
 
 class DraftTree:
@@ -87,7 +92,7 @@ class DraftTree:
     __slots__ = ("_dead", "_last_index", "_root", "_vertices")
 
     def __init__(self, root_token: int, root_index: int = 0) -> None:
-        self._root = Vertex(root_index, root_token, 0)
+        self._root = Vertex(root_index, root_token, 0.0, 0)
         self._vertices = {root_index: self._root}
         self._last_index = root_index
         self._dead: list[Vertex] = []
@@ -114,8 +119,8 @@ class DraftTree:
 
     def add(
         self, index: int, parent: int, token_id: int, log_prob: float, arrival: int = 0
-    ) -> bool:
-        """Hang a vertex below `parent`; False when the parent is not alive.
+    ) -> Vertex | None:
+        """Hang a vertex below `parent`; None when the parent is not alive.
 
         Raises TreeError for an index that is not above all before it and for equal siblings.
         """
@@ -125,23 +130,25 @@ class DraftTree:
         above = vertices.get(parent)
         if above is None:
             self._last_index = index
-            return False
+            return None
         if token_id in above.children:
             raise TreeError(f"vertex {parent} has a child with token {token_id} already")
-        vertex = Vertex(index, token_id, arrival)
+        vertex = Vertex(index, token_id, log_prob, arrival)
         vertex.parent = parent
-        vertex.log_prob = log_prob
         vertex.depth = above.depth + 1
         vertex.total = above.total + log_prob
-        above.children[token_id] = vertex
         above.mass += exp(log_prob)
-        if above.ranked and log_prob > above.ranked[-1].log_prob:
-            insort(above.ranked, vertex, key=_rank)
-        else:  # as honest nodes send them
-            above.ranked.append(vertex)
+        if not above.ranked:
+            above.children, above.ranked = {token_id: vertex}, [vertex]
+        else:
+            above.children[token_id] = vertex
+            if log_prob > above.ranked[-1].log_prob:
+                insort(above.ranked, vertex, key=_rank)
+            else:  # as honest nodes send them
+                above.ranked.append(vertex)
         vertices[index] = vertex
         self._last_index = index
-        return True
+        return vertex
 
     def vertex(self, index: int) -> Vertex:
         """The vertex itself, for walks that must be fast. KeyError when it is not alive."""
@@ -207,7 +214,7 @@ class DraftTree:
         """Drop everything but the root."""
         root = self._root
         self._dead += root.ranked
-        root.children, root.ranked, root.mass = {}, [], 0.0
+        root.children, root.ranked, root.mass = _NO_CHILDREN, _UNRANKED, 0.0
 
     def _alive(self) -> dict[int, Vertex]:
         """All live vertices, after forgetting the dead ones."""

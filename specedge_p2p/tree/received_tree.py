@@ -126,9 +126,10 @@ class ReceivedTree:
         at_end_of_walk = bool(self._beyond) and parent == self.tree.root
         if at_end_of_walk and token_id != self._beyond[0]:
             return False
-        if not self.tree.add(index, parent, token_id, log_prob, arrival):
+        vertex = self.tree.add(index, parent, token_id, log_prob, arrival)
+        if vertex is None:
             return False
-        if self._max_depth is not None and self.tree.depth(index) > self._max_depth:
+        if self._max_depth is not None and vertex.depth > self._max_depth:
             raise TreeError(f"vertex {index} stands beyond the last position")
         if at_end_of_walk:
             del self._beyond[0]

@@ -92,6 +92,37 @@ def test_trees_that_share_a_vertex_count_the_larger_chance_and_the_first_arrival
     assert rows.seconds.tolist() == [0, 11, 0, 12]
 
 
+def test_of_several_trees_of_one_draft_the_largest_chance_counts_and_covers_once() -> None:
+    trees = [received((at, [(0, 1, math.log(p))])) for at, p in enumerate([0.2, 0.4, 0.3])]
+    sources = [SourceTree(at, tree) for at, tree in enumerate(trees, 5)]
+    for order in (sources, sources[::-1], [sources[1], sources[0], sources[2]]):
+        rows = bind(9, order, NO_GUESS, 0.5, ALL)
+        assert shape(rows) == [(1, 0, 0.4)]
+        assert math.isclose(rows.covered[0], 0.4, rel_tol=1e-6)
+        assert (rows.sources[1], rows.seconds[1]) == (5, 6)
+
+
+def test_a_draft_is_believed_as_far_as_the_best_of_its_trees_says() -> None:
+    low, high = received((1, [(0, 1, HALF)])), received((1, [(0, 2, HALF)]))
+    other = received((1, [(0, 3, HALF)]))
+    known = SourceTree(5, high, draft=1, quality=0.8)
+    late = SourceTree(6, low, draft=1, quality=0.1)  # says less, for it knows less
+    rival = SourceTree(7, other, draft=2, quality=0.5)
+    expected = [(1, 0, 0.5), (2, 0, 0.5), (3, 0, 0.2)]
+    assert sorted(shape(bind(9, [known, late, rival], NO_GUESS, 0.5, ALL))) == expected
+
+
+def test_what_is_equally_probable_comes_in_the_order_of_arrival() -> None:
+    sure = received((1, [(0, 1, -0.2)]), (2, [(0, 2, -0.1)]), (3, [(0, 3, -0.4)]))
+    rows = bind(9, [SourceTree(5, sure, 1.3)], NO_GUESS, 0.5, ALL)
+    assert shape(rows)[:2] == [(1, 0, 1.0), (2, 0, 1.0)]  # both are held at certainty
+    one = received((2, [(0, 1, HALF), (0, 2, HALF)]))
+    two = received((1, [(0, 2, HALF), (0, 3, HALF)]))
+    rows = bind(9, [SourceTree(5, one), SourceTree(6, two)], NO_GUESS, 0.5, ALL)
+    assert rows.token_ids.tolist() == [9, 2, 3, 1]
+    assert rows.sources.tolist() == [0, 6, 6, 5]
+
+
 def test_no_row_lies_below_max_depth_and_no_more_than_max_rows_are_taken() -> None:
     tree = received((1, [(0, 1, 0.0), (1, 2, 0.0), (2, 3, 0.0)]))
     source = SourceTree(1, tree)
@@ -249,7 +280,7 @@ def cases(draw: st.DrawFn, num_drafts: int) -> Case:
                 if edge in used:
                     break
                 used.add(edge)
-                new.append((*edge, -draw(st.integers(0, 24)) / 16))
+                new.append((*edge, -draw(st.sampled_from([0, 1, 4, 4, 8, 16, 24])) / 16))
             tree.extend(first, columns(new), arrival)
         draft = draw(st.integers(1, num_drafts))
         sources.append(
