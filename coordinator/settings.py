@@ -18,7 +18,7 @@ class Limits:
 
     max_sessions: int = 64
     max_nodes: int = 512
-    max_rows: int = 8
+    max_rows: int = 32
     """Most tree rows of one session in one step."""
     has_ngram: bool = True
     """Whether the engine guesses from a session's own text; only measurements do without."""
