@@ -19,8 +19,6 @@ from coordinator.scheduler.plan import PlanLimits, SessionState, plan
 from coordinator.scheduler.queues import Queues
 from coordinator.sessions import Session
 
-FORGET_STEPS = 256
-"""A session that was not offered for so many steps is forgotten; it has most likely ended."""
 MAX_IN_FLIGHT = 8
 """Steps whose results are awaited; an engine queues fewer."""
 _OWN = 0
@@ -35,13 +33,11 @@ class _Progress:
         num_prompt_left: tokens to prefill by the results that were seen.
         served_step: the last step that is known to have served it, or the last before it came.
         served_s: when that was known, or when the session was opened.
-        offered_step: the last step that it was offered for.
     """
 
     num_prompt_left: int
     served_step: int
     served_s: float
-    offered_step: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +125,6 @@ class StepPolicy:
         batch = plan(now, states, costs, self._limits, self._step_no)
         self._in_flight[self._step_no] = _expectation(batch, states, now)
         self._in_flight.pop(self._step_no - MAX_IN_FLIGHT, None)
-        if self._step_no % FORGET_STEPS == 0:
-            self._forget()
         return batch
 
     def _state(
@@ -140,10 +134,9 @@ class StepPolicy:
         known = self._sessions.get(number)
         if known is None:
             num_left = len(session.token_ids)
-            known = _Progress(num_left, self._step_no - 1, session.opened_s, self._step_no)
+            known = _Progress(num_left, self._step_no - 1, session.opened_s)
             self._sessions[number] = known
             self._queues.join(number, costs.step.row_time_s * num_left, now)
-        known.offered_step = self._step_no
         last_step, last_s, num_left = known.served_step, known.served_s, known.num_prompt_left
         for step_no, step in self._in_flight.items():
             if number in step.likely:
@@ -162,10 +155,10 @@ class StepPolicy:
             last_step=last_step,
         )
 
-    def _forget(self) -> None:
-        oldest = self._step_no - FORGET_STEPS
-        self._sessions = {n: at for n, at in self._sessions.items() if at.offered_step > oldest}
-        self._queues.keep(self._sessions.keys())
+    def forget(self, session: Session) -> None:
+        """A session has ended."""
+        self._sessions.pop(session.number, None)
+        self._queues.leave(session.number)
 
     # --- learn -----------------------------------------------------------------------------------
 

@@ -149,6 +149,7 @@ class Rounds:
         """Free the engine and the nodes of a session, though its client may be reading still."""
         self._outbox.append(CloseSession(session.number))
         self._leases.close(session, reason)
+        self._policy.forget(session)
         self._leases.rematch()
 
     def _bury_the_deadly(self) -> None:

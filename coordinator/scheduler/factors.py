@@ -126,7 +126,8 @@ class Factors:
 
     def quality(self, fingerprint: bytes) -> float:
         """Share of the draft model's first levels that have the target's choice."""
-        return self._draft(fingerprint).value
+        known = self._drafts.entries.get(fingerprint)
+        return _QUALITY_BELIEF if known is None else known.value
 
     def draft(self, fingerprint: bytes) -> int:
         """The draft model's number, from 1 on; see SourceFactor."""

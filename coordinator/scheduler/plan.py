@@ -24,6 +24,7 @@ LEAST_PREFILL_TOKENS = 8
 """Prompts progress by so much in every step, whatever that costs the streams."""
 CANDIDATES_PER_PLACE = 4
 SLACK_STEPS = 2
+_TINY_S = 1e-12
 
 _SESSION = attrgetter("session")
 _WAITING = attrgetter("last_planned_s")
@@ -196,11 +197,12 @@ def _first_prompts(prefilling: list[SessionState], limits: PlanLimits) -> list[S
 
 def _prefill_tokens(num_streams: int, costs: Costs, limits: PlanLimits) -> int:
     """As many prompt tokens as lengthen the step of the streams by the allowed share."""
-    if not num_streams or costs.step.row_time_s <= 0:
-        return limits.prefill_tokens
     allowed_s = limits.prefill_share * costs.decode_time_s(num_streams)
-    num_tokens = (allowed_s - costs.step.sequence_time_s) / costs.step.row_time_s
-    return min(limits.prefill_tokens, max(LEAST_PREFILL_TOKENS, int(num_tokens)))
+    allowed_s -= costs.step.sequence_time_s
+    if not num_streams or limits.prefill_tokens * costs.step.row_time_s <= allowed_s:
+        return limits.prefill_tokens
+    least = min(LEAST_PREFILL_TOKENS, limits.prefill_tokens)
+    return max(least, int(allowed_s / max(costs.step.row_time_s, _TINY_S)))
 
 
 # --- the engine's own drafting -------------------------------------------------------------------

@@ -7,7 +7,6 @@ above, falls a level whenever it has used up a quantum, and rises a level whenev
 waiting. Short sessions overtake long ones, and long ones still move.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -89,6 +88,6 @@ class Queues:
             place.used_s = 0.0
         return place.level
 
-    def keep(self, live: Collection[int]) -> None:
-        """Forget all others."""
-        self._places = {number: at for number, at in self._places.items() if number in live}
+    def leave(self, session: int) -> None:
+        """It has ended."""
+        self._places.pop(session, None)

@@ -3,7 +3,14 @@ import math
 import pytest
 
 from coordinator.engine.messages import NGRAM_ORDERS
-from coordinator.scheduler.costs import LEAST_ROW_PRICE, Costs, NgramRates, StepCosts, Throughput
+from coordinator.scheduler.costs import (
+    LEAST_ROW_PRICE,
+    Costs,
+    NgramRates,
+    StepCosts,
+    StepShape,
+    Throughput,
+)
 
 
 def test_a_row_costs_what_the_engine_would_have_committed_in_its_time() -> None:
@@ -76,3 +83,26 @@ def test_one_belief_per_order() -> None:
 
 def test_costs_price_rows_by_throughput() -> None:
     assert Costs(StepCosts(0.04, 0.001), 50.0, (0.1, 0.2, 0.3)).row_price == pytest.approx(0.05)
+
+
+def test_a_step_costs_its_rows_its_sequences_and_what_they_attend_to() -> None:
+    costs = StepCosts(0.04, 0.001, 0.002, 1e-6)
+    assert costs.predict(1) == 0.04
+    assert costs.predict(5, 3, 1000) == pytest.approx(0.04 + 4 * 0.001 + 2 * 0.002 + 0.001)
+    assert costs.predict(0, 0) == 0.04
+
+
+def test_the_usual_shape_of_a_step_is_remembered() -> None:
+    shape = StepShape()
+    for _ in range(200):
+        shape.observe(24, 8000, 8)
+        shape.observe(100, 0, 0)  # prompts alone
+    assert shape.rows_per_session == pytest.approx(3.0, rel=0.01)
+    costs = Costs(
+        StepCosts(0.04, 0.001, 0.002, 1e-6),
+        50.0,
+        (),
+        rows_per_session=shape.rows_per_session,
+        context_per_session=shape.context_per_session,
+    )
+    assert costs.decode_time_s(4) == pytest.approx(0.04 + 0.011 + 0.006 + 0.004, rel=0.01)
