@@ -166,7 +166,7 @@ class OwnDraft:
                 entry = self._growth(drafted, work, vertices, found.rows)
             if entry is not None:
                 plan.append(entry)
-                mass += found.mass
+                mass += found.mass * min(1.0, terms.factor)  # what a bad draft brings is less
                 num_new += len(found.rows)
         return plan if terms.is_fixed or self._is_worth(mass, num_new, terms) else []
 
