@@ -91,10 +91,6 @@ class OwnDraft:
     def fingerprint(self) -> bytes:
         return self._model.info.fingerprint
 
-    def is_drafting(self, session: int) -> bool:
-        """Whether own guesses are still to be had for a session that had some."""
-        return session in self._drafted and not self._drafted[session].is_off
-
     def close(self, session: int) -> None:
         """Forget a session; those that gave way to it may come back."""
         if self._drafted.pop(session, None) is None:
