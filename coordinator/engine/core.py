@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import assert_never
 
+from coordinator.engine.admission import OUT_OF_CACHE, Room, ending_of, refusal
 from coordinator.engine.measure import NO_PRICE, StepPrice
 from coordinator.engine.messages import (
     AddVertices,
@@ -31,7 +32,7 @@ from coordinator.engine.messages import (
     VerificationBatch,
 )
 from coordinator.engine.own_draft import Levels, OwnDraft
-from coordinator.engine.packing import Ending, Outcome, judge, judge_first, share_prefill
+from coordinator.engine.packing import Outcome, judge, judge_first, share_prefill
 from coordinator.engine.session import EngineSession
 from coordinator.engine.settings import EngineLimits
 from coordinator.engine.work import (
@@ -43,8 +44,6 @@ from coordinator.engine.work import (
     tree_work,
 )
 from specedge_p2p.lm.ports import LanguageModel, ModelError, OutOfCache, TokenIds
-
-OUT_OF_CACHE = "out_of_cache"
 
 
 class EngineCore:
@@ -137,48 +136,22 @@ class EngineCore:
                 assert_never(message)
 
     def _open(self, message: OpenSession) -> None:
-        refusal = self._refusal(message)
-        if refusal is not None:
-            self._failures.append(refusal)
-            return
         info = self._model.info
-        ending = Ending(
-            max_position=_max_position(message, info.max_context),
-            eos_token_ids=frozenset() if message.ignore_eos else frozenset(info.eos_token_ids),
+        num_waiting = sum(s.num_missing_rows for s in self._sessions.values() if not s.finish)
+        room = Room(
+            is_in_use=message.session in self._sessions,
+            num_places=self._limits.max_sessions - len(self._sessions),
+            num_free_rows=self._model.num_free_rows - num_waiting,
         )
+        refused = refusal(message, info, room)
+        if refused is not None:
+            self._failures.append(refused)
+            return
         self._model.add_sequence(message.session, message.sampling, message.noise_key)
         self._num_opened += 1
         self._sessions[message.session] = EngineSession(
-            message, self._num_opened, ending, info.vocab_size
+            message, self._num_opened, ending_of(message, info), info.vocab_size
         )
-
-    def _refusal(self, message: OpenSession) -> SessionFailed | None:
-        info = self._model.info
-        num_tokens = len(message.token_ids)
-        num_free = self._model.num_free_rows - sum(
-            session.num_missing_rows for session in self._sessions.values() if not session.finish
-        )
-        code, text = "", ""
-        if message.session in self._sessions:
-            code, text = "session_in_use", "the session number is in use"
-        elif len(self._sessions) >= self._limits.max_sessions:
-            code, text = "too_many_sessions", f"{len(self._sessions)} sessions are open already"
-        elif not message.token_ids or not 0 < message.prompt_length <= num_tokens:
-            code, text = "bad_prompt", "a session needs at least one prompt token"
-        elif not 0 <= min(message.token_ids) <= max(message.token_ids) < info.vocab_size:
-            code, text = "bad_prompt", f"token ids must lie in [0, {info.vocab_size})"
-        elif num_tokens >= _max_position(message, info.max_context):
-            code, text = (
-                "context_length_exceeded",
-                f"{num_tokens} tokens leave no room for another one: the context holds "
-                f"{info.max_context} and {message.max_tokens} new tokens were asked for",
-            )
-        elif num_tokens > num_free:
-            code, text = (
-                OUT_OF_CACHE,
-                f"the prompt needs {num_tokens} cache rows and {max(num_free, 0)} are free",
-            )
-        return SessionFailed(message.session, code, text) if code else None
 
     def _close(self, number: int) -> None:
         if self._sessions.pop(number, None) is not None:
@@ -336,10 +309,6 @@ class EngineCore:
             self._model.compact(work.session.number, outcome.commit_slots)
         if self._own is not None:
             self._own.settle(work.session, outcome.token_ids)
-
-
-def _max_position(message: OpenSession, max_context: int) -> int:
-    return min(message.prompt_length + message.max_tokens, max_context)
 
 
 def _holds_rows(session: EngineSession) -> bool:

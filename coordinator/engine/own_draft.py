@@ -91,10 +91,6 @@ class OwnDraft:
     def fingerprint(self) -> bytes:
         return self._model.info.fingerprint
 
-    def is_drafting(self, session: int) -> bool:
-        """Whether own guesses are still to be had for a session that had some."""
-        return session in self._drafted and not self._drafted[session].is_off
-
     def close(self, session: int) -> None:
         """Forget a session; those that gave way to it may come back."""
         if self._drafted.pop(session, None) is None:
@@ -166,7 +162,7 @@ class OwnDraft:
                 entry = self._growth(drafted, work, vertices, found.rows)
             if entry is not None:
                 plan.append(entry)
-                mass += found.mass
+                mass += found.mass * min(1.0, terms.factor)  # what a bad draft brings is less
                 num_new += len(found.rows)
         return plan if terms.is_fixed or self._is_worth(mass, num_new, terms) else []
 

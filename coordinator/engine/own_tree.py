@@ -29,7 +29,8 @@ PRICE_SHARE = 0.5
 _LEAST_LOG_PROB = -100.0
 _ARRIVAL = 1 << 61
 """Of a tie a node's vertex gets the row."""
-_MAX_MARKS = 4096
+MAX_MARKS = 4096
+"""Marks of expanded vertices that are kept before those of dead ones are forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,6 @@ class OwnTree:
         self._received = ReceivedTree(1, len(token_ids), (), token_ids[-1])
         self._expanded: set[int] = set()
         self._stand_ins: set[int] = set()
-
-    @property
-    def num_live(self) -> int:
-        return self._received.num_live
 
     def source(self, terms: LevelTerms) -> SourceTree:
         return SourceTree(
@@ -130,7 +127,7 @@ class OwnTree:
         self._received.commit(token_ids)
         if not self._received.is_full:
             self._begin(token_ids[-1])
-        elif len(self._expanded) > _MAX_MARKS:
+        elif len(self._expanded) > MAX_MARKS:
             self._expanded = {v for v in self._expanded if v in self._received.tree}
             self._stand_ins = {v for v in self._stand_ins if v in self._received.tree}
 

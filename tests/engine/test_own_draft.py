@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator.engine import own_tree
 from coordinator.engine.core import EngineCore
 from coordinator.engine.messages import CloseSession, DropSource, LevelTerms, SourceSeen
 from coordinator.engine.own_draft import MAX_CHAIN, MAX_ERRORS
@@ -165,7 +166,11 @@ def test_law1_output_survives_a_crash_of_the_engine_with_its_draft() -> None:
 # --- when levels come, and what they bring -------------------------------------------------------
 
 
-def test_a_draft_that_is_always_right_fills_every_step() -> None:
+@pytest.mark.parametrize("max_marks", [3, own_tree.MAX_MARKS])
+def test_a_draft_that_is_always_right_fills_every_step(
+    monkeypatch: pytest.MonkeyPatch, max_marks: int
+) -> None:
+    monkeypatch.setattr(own_tree, "MAX_MARKS", max_marks)
     draft = Draft(TARGET)
     run = started(draft, max_tokens=64)
     num_steps = run.finish_all(levels=CHEAP, hit_rates=NO_NGRAM, row_price=0.01)

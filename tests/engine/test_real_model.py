@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,14 @@ import trio
 from transformers import AutoModelForCausalLM
 
 from coordinator.engine.client import ProcessEngine, open_engine
-from coordinator.engine.messages import EngineDied, OpenSession, Ready, StepDone, TokenSource
+from coordinator.engine.messages import (
+    EngineDied,
+    LevelTerms,
+    OpenSession,
+    Ready,
+    StepDone,
+    TokenSource,
+)
 from coordinator.engine.ports import EngineError
 from coordinator.engine.settings import EngineSettings, RespawnPolicy
 from specedge_p2p.lm.files import find_model
@@ -68,8 +76,16 @@ def expected(plain_model: torch.nn.Module, sessions: list[OpenSession]) -> dict[
 class Owner:
     """The coordinator's part: owns the tokens, keeps two steps in flight."""
 
-    def __init__(self, engine: ProcessEngine, sessions: Sequence[OpenSession]) -> None:
+    def __init__(
+        self,
+        engine: ProcessEngine,
+        sessions: Sequence[OpenSession],
+        levels: LevelTerms | None = None,
+        max_sessions: int = 0,
+    ) -> None:
         self.engine = engine
+        self.levels, self.max_sessions = levels, max_sessions
+        self.num_levels = 0
         self.opened = {opened.session: opened for opened in sessions}
         self.tokens = {opened.session: list(opened.token_ids) for opened in sessions}
         self.sources: list[TokenSource] = []
@@ -89,7 +105,14 @@ class Owner:
             )
 
     async def queue_step(self) -> None:
-        await self.engine.send(batch(sorted(self.opened), sources=[1, 2], prefill_tokens=16))
+        step = batch(
+            sorted(self.opened),
+            sources=[1, 2],
+            prefill_tokens=16,
+            max_sessions=self.max_sessions,
+            levels=self.levels,
+        )
+        await self.engine.send(step)
 
     async def take(self) -> bool:
         """Take one message; False when it says that the engine died."""
@@ -97,6 +120,7 @@ class Owner:
         if isinstance(message, EngineDied):
             return False
         assert isinstance(message, StepDone), message
+        self.num_levels += message.num_levels
         for result in message.results:
             known = self.tokens[result.session]
             assert result.from_position == len(known)
@@ -130,6 +154,27 @@ async def test_law1_output_of_a_real_process_is_plain_transformers(
             await owner.run()
     assert owner.tokens == expected
     assert sum(source.source == 1 for source in owner.sources) >= 3 * 6
+
+
+async def test_law1_output_is_the_same_when_the_engine_drafts_too(
+    sessions: list[OpenSession], expected: dict[int, list[int]]
+) -> None:
+    """Levels of the real draft model, below a node's guesses and by themselves, in capped steps."""
+    terms = LevelTerms(0.001, 0.0, 0.0, tokens_per_s=10.0, width=4)
+    with trio.fail_after(90):
+        async with open_engine(replace(SETTINGS, draft_model="demo-draft")) as engine:
+            ready = await engine.receive()
+            assert isinstance(ready, Ready)
+            assert 0 < ready.level_time_s < ready.step_time_s
+            owner = Owner(engine, sessions, terms, max_sessions=2)
+            await owner.open_all()
+            opened = sessions[0]
+            right = expected[opened.session][opened.prompt_length :]
+            await engine.send(vertices(opened.session, 1, opened.prompt_length, right[:5]))
+            await owner.run()
+    assert owner.tokens == expected
+    assert owner.num_levels > 3
+    assert sum(source.own for source in owner.sources) >= 3 * 8
 
 
 async def test_law1_output_survives_a_kill_of_the_engine(

@@ -59,6 +59,9 @@ class SwarmSettings:
     """Of the target model."""
     node_sessions: int = 8
     """Sessions that a node takes."""
+    engine_draft: ToyParams | None = None
+    """The engine's own draft model."""
+    engine_level_time_s: float = 0.008
 
 
 @dataclass(slots=True)
@@ -86,7 +89,10 @@ class Swarm:
         self.ledger = MemoryLedger(self.identity, trio.current_time)
         self.core: EngineCore | None = None
         """Of the engine's present life."""
-        self.engine = InlineEngine(self._core, self._step_cost)
+        has_draft = settings.engine_draft is not None
+        self.engine = InlineEngine(
+            self._core, self._step_cost, self._level_cost if has_draft else None
+        )
         self.coordinator = Coordinator(
             Parts(
                 engine=self.engine,
@@ -105,12 +111,17 @@ class Swarm:
         """Of nodes that are not what they said."""
 
     def _core(self) -> EngineCore:
+        params = self.settings.engine_draft
         self.core = EngineCore(
             ToyModel(self.target, name=MODEL, max_context=self.settings.max_context),
             trio.current_time,
             self.settings.engine_limits,
+            None if params is None else ToyModel(params, name="toy-draft"),
         )
         return self.core
+
+    def _level_cost(self, num_rows: float) -> float:
+        return self.settings.engine_level_time_s + num_rows * self.settings.row_time_s
 
     def _step_cost(self, num_rows: int, _num_sequences: int) -> float:
         return self.settings.step_time_s + num_rows * self.settings.row_time_s
