@@ -22,9 +22,11 @@ _KEPT = 0.97
 _MOST_SURPRISE = 4.0
 """A level counts as at most this many times the prediction: a stall says nothing about the rest."""
 _SOLVE_EVERY = 8
+_RIDGE = np.array([1e-6, 1e-4, 1e-4, 1e-4])
 _LEAST_S = 1e-6
 
 Vector = npt.NDArray[np.float64]
+Matrix = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +109,11 @@ class LevelTimes:
             )
 
     @staticmethod
-    def _solve(matrix: Vector, moments: Vector) -> Vector:
+    def _solve(matrix: Matrix, moments: Vector) -> Vector:
         """Least squares without negative terms: the most negative one is left out, and again."""
         matrix = matrix.copy()
-        matrix.flat[::5] += 1e-6 * max(1.0, float(matrix[0, 0]))  # where shapes are all the same
+        # Where all shapes were alike, time is taken for fixed rather than for that of their rows.
+        matrix.flat[::5] += max(1.0, float(matrix[0, 0])) * _RIDGE
         kept = [0, 1, 2, 3]
         solution = np.zeros(4)
         while kept:
