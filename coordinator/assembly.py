@@ -6,6 +6,7 @@ whole swarm in virtual time.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 
@@ -20,6 +21,7 @@ from coordinator.ledger.ports import Ledger, SignedReceipt
 from coordinator.load import Load
 from coordinator.policy import StepPolicy
 from coordinator.rounds import Rounds
+from coordinator.samples import SampleMaker, SampleTarget
 from coordinator.scheduler.factors import Factors
 from coordinator.scheduler.plan import PlanLimits
 from coordinator.sessions import Sessions
@@ -28,6 +30,7 @@ from coordinator.status import Status
 from coordinator.target_text import TextCodec
 from specedge_p2p.names import PeerId
 from specedge_p2p.overlay.ports import DRAFT_PROTOCOL, Overlay
+from specedge_p2p.overlay.sample import serve_sample
 from specedge_p2p.tasks import TaskStatus
 
 TELL_S = 1.0
@@ -49,6 +52,8 @@ class Parts:
     allowed_nodes: frozenset[PeerId] = frozenset()
     limits: Limits = Limits()
     timing: Timing = Timing()
+    sample_file: Path | None = None
+    """Where the sample for choosing draft models is kept; None makes it anew every time."""
 
 
 class Coordinator:
@@ -62,7 +67,9 @@ class Coordinator:
         self.sessions = Sessions(limits.max_sessions)
         self.load = Load(clock)
         factors = Factors()
-        self.leases = Leases(self.sessions, parts.allowed_nodes, clock, timing.lease_s, factors)
+        self.leases = Leases(
+            self.sessions, parts.allowed_nodes, clock, timing.lease_s, factors=factors
+        )
         self.accounting = Accounting(parts.ledger, self._deliver)
         self.intake = Intake(
             parts.engine,
@@ -92,6 +99,9 @@ class Coordinator:
         self.generations = LiveGenerations(
             self.rounds, self.sessions, parts.codec, self._model_card, clock
         )
+        self.samples = SampleMaker(
+            self.generations, self.sessions, self._sample_of, parts.sample_file
+        )
         self.status = Status(
             parts.overlay,
             parts.engine,
@@ -112,7 +122,11 @@ class Coordinator:
                 nursery.start_soon(self.rounds.run)
                 await self._was_ready.wait()
                 nursery.start_soon(self.accounting.run, self._parts.timing.segment_s)
-                async with self._parts.overlay.serve(DRAFT_PROTOCOL, self.intake.serve):
+                overlay = self._parts.overlay
+                async with (
+                    serve_sample(overlay, self.samples.current),
+                    overlay.serve(DRAFT_PROTOCOL, self.intake.serve),
+                ):
                     task_status.started(None)
                     await trio.sleep_forever()
         finally:
@@ -153,6 +167,17 @@ class Coordinator:
             tokenizer_fingerprint=self.tokenizer_fingerprint,
             vocab_size=self._ready.vocab_size,
             max_context=self._ready.max_context,
+        )
+
+    def _sample_of(self) -> SampleTarget | None:
+        if self._ready is None:
+            return None
+        return SampleTarget(
+            name=self._parts.model,
+            fingerprint=self._ready.fingerprint,
+            tokenizer_fingerprint=self.tokenizer_fingerprint,
+            vocab_size=self._ready.vocab_size,
+            step_time_s=self.leases.step_time_s,
         )
 
     def _model_card(self) -> ModelCard | None:
