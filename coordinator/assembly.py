@@ -6,6 +6,7 @@ whole swarm in virtual time.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from random import SystemRandom
 
 import trio
@@ -22,6 +23,7 @@ from coordinator.load import Load
 from coordinator.lockstep import make_gate
 from coordinator.policy import StepPolicy
 from coordinator.rounds import Rounds
+from coordinator.samples import SampleMaker, SampleTarget
 from coordinator.scheduler.factors import Factors
 from coordinator.scheduler.plan import PlanLimits
 from coordinator.sessions import Sessions
@@ -31,6 +33,7 @@ from coordinator.target_text import TextCodec
 from coordinator.trial import Trial
 from specedge_p2p.names import PeerId
 from specedge_p2p.overlay.ports import DRAFT_PROTOCOL, Overlay
+from specedge_p2p.overlay.sample import serve_sample
 from specedge_p2p.tasks import TaskStatus
 
 TELL_S = 1.0
@@ -54,6 +57,8 @@ class Parts:
     timing: Timing = Timing()
     uniform: Callable[[], float] = SystemRandom().random
     """Random numbers in [0, 1), to choose sessions that are measured without volunteers."""
+    sample_file: Path | None = None
+    """Where the sample for choosing draft models is kept; None makes it anew every time."""
 
 
 class Coordinator:
@@ -81,7 +86,7 @@ class Coordinator:
         )
         wishes = limits.wishes if lockstep is None else lockstep.wishes
         self.leases = Leases(
-            self.sessions, parts.allowed_nodes, clock, timing.lease_s, factors, wishes
+            self.sessions, parts.allowed_nodes, clock, timing.lease_s, wishes, factors
         )
         self.accounting = Accounting(parts.ledger, self._deliver)
         self.rounds = Rounds(
@@ -114,6 +119,9 @@ class Coordinator:
             self._model_card,
             clock,
         )
+        self.samples = SampleMaker(
+            self.generations, self.sessions, self._sample_of, parts.sample_file
+        )
         self.status = Status(
             parts.overlay,
             parts.engine,
@@ -136,7 +144,11 @@ class Coordinator:
                 nursery.start_soon(self.rounds.run)
                 await self._was_ready.wait()
                 nursery.start_soon(self.accounting.run, self._parts.timing.segment_s)
-                async with self._parts.overlay.serve(DRAFT_PROTOCOL, self.intake.serve):
+                overlay = self._parts.overlay
+                async with (
+                    serve_sample(overlay, self.samples.current),
+                    overlay.serve(DRAFT_PROTOCOL, self.intake.serve),
+                ):
                     task_status.started(None)
                     await trio.sleep_forever()
         finally:
@@ -177,6 +189,17 @@ class Coordinator:
             tokenizer_fingerprint=self.tokenizer_fingerprint,
             vocab_size=self._ready.vocab_size,
             max_context=self._ready.max_context,
+        )
+
+    def _sample_of(self) -> SampleTarget | None:
+        if self._ready is None:
+            return None
+        return SampleTarget(
+            name=self._parts.model,
+            fingerprint=self._ready.fingerprint,
+            tokenizer_fingerprint=self.tokenizer_fingerprint,
+            vocab_size=self._ready.vocab_size,
+            step_time_s=self.leases.step_time_s,
         )
 
     def _model_card(self) -> ModelCard | None:

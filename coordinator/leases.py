@@ -39,9 +39,10 @@ class Leases:
         allowed: frozenset[PeerId],
         clock: Clock,
         lease_s: float,
-        factors: Factors | None = None,
         wishes: GrowthWishes = GrowthWishes(),
+        factors: Factors | None = None,
     ) -> None:
+        """`factors` are shared with the plan; without them the leases keep their own."""
         self._sessions = sessions
         self._reputation = Reputation(factors or Factors())
         self._next_review_s = 0.0
@@ -64,6 +65,11 @@ class Leases:
     @property
     def nodes(self) -> tuple[NodeLink, ...]:
         return tuple(self._nodes.values())
+
+    @property
+    def step_time_s(self) -> float:
+        """One engine step, lately."""
+        return self._reputation.step_time_s
 
     def of_node(self, node: NodeLink) -> list[Lease]:
         leases = self._by_node.get(node.peer_id, {}).values()

@@ -113,6 +113,7 @@ async def _run(settings: CoordinatorSettings, ready_fd: int | None) -> None:
                     allowed_nodes=settings.allowed_nodes,
                     limits=settings.limits,
                     timing=settings.timing,
+                    sample_file=settings.home / "sample.msgpack",
                 )
             )
             server = _Server(settings, coordinator, identity, overlay)

@@ -14,6 +14,7 @@ from rich.logging import RichHandler
 
 from node.hardware import limit_threads
 from node.main import EXPECTED_FAILURES, run_node
+from node.profiling import run_profile
 from node.receipts import ReceiptBook
 from node.settings import (
     AUTO,
@@ -52,6 +53,47 @@ Home = Annotated[
 ]
 
 
+Coordinators = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Multiaddress of a coordinator, as it prints it at start:"
+        " /ip4/203.0.113.5/tcp/4011/p2p/12D3Koo... May be given more than once.",
+        metavar="MULTIADDR",
+    ),
+]
+Bootstrap = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Any peer of the network; coordinators are found through it.",
+        metavar="MULTIADDR",
+    ),
+]
+DraftModels = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Name on the model hub, or a folder. 'auto', the default, takes what the coordinator"
+        " suggests. Its tokenizer must be the target's. Of several the one that is worth most"
+        " here is taken.",
+        metavar="NAME|PATH|auto",
+    ),
+]
+Threads = Annotated[
+    int,
+    typer.Option(
+        help="CPU threads of the draft model. One per process is best on small machines.",
+        metavar="N",
+        default_factory=lambda: default_threads(os.cpu_count()),
+        show_default="1, or half the cores from 5 on",
+    ),
+]
+Arithmetic = Annotated[Dtype, typer.Option(help="Arithmetic; auto is float32, on a GPU bfloat16.")]
+Device = Annotated[str, typer.Option(help="Where the model runs: auto, cpu, cuda, cuda:1.")]
+LinkDelay = Annotated[
+    float,
+    typer.Option(help="For measuring: adds this round trip to the link, half each way."),
+]
+
+
 @app.callback(invoke_without_command=True)
 def root(
     *,
@@ -68,51 +110,16 @@ def root(
 def join(
     *,
     home: Home,
-    coordinator: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Multiaddress of a coordinator, as it prints it at start:"
-            " /ip4/203.0.113.5/tcp/4011/p2p/12D3Koo... May be given more than once.",
-            metavar="MULTIADDR",
-        ),
-    ] = None,
-    bootstrap: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Any peer of the network; coordinators are found through it.",
-            metavar="MULTIADDR",
-        ),
-    ] = None,
-    draft_model: Annotated[
-        str,
-        typer.Option(
-            help="Name on the model hub, or a folder. 'auto' takes what the coordinator suggests."
-            " Its tokenizer must be the target's.",
-            metavar="NAME|PATH|auto",
-        ),
-    ] = AUTO,
+    coordinator: Coordinators = None,
+    bootstrap: Bootstrap = None,
+    draft_model: DraftModels = None,
     max_sessions: Annotated[
         int, typer.Option(help="Most requests to draft for at once.", metavar="N")
     ] = 16,
-    threads: Annotated[
-        int,
-        typer.Option(
-            help="CPU threads of the draft model. One per process is best on small machines.",
-            metavar="N",
-            default_factory=lambda: default_threads(os.cpu_count()),
-            show_default="1, or half the cores from 5 on",
-        ),
-    ],
-    dtype: Annotated[
-        Dtype, typer.Option(help="Arithmetic; auto is float32, on a GPU bfloat16.")
-    ] = "auto",
-    device: Annotated[
-        str, typer.Option(help="Where the model runs: auto, cpu, cuda, cuda:1.")
-    ] = "auto",
-    link_delay_ms: Annotated[
-        float,
-        typer.Option(help="For measuring: adds this round trip to the link, half each way."),
-    ] = 0.0,
+    threads: Threads,
+    dtype: Arithmetic = "auto",
+    device: Device = "auto",
+    link_delay_ms: LinkDelay = 0.0,
     link_jitter_ms: Annotated[float, typer.Option(hidden=True)] = 0.0,
     link_loss: Annotated[float, typer.Option(hidden=True)] = 0.0,
     link_churn_s: Annotated[float, typer.Option(hidden=True)] = 0.0,
@@ -137,7 +144,7 @@ def join(
             home=home,
             coordinators=tuple(coordinator or ()),
             bootstrap=tuple(bootstrap or ()),
-            draft_model=draft_model,
+            draft_models=tuple(draft_model or (AUTO,)),
             max_sessions=max_sessions,
             threads=threads,
             dtype=dtype,
@@ -157,6 +164,45 @@ def join(
         _fail(str(error))
     except KeyboardInterrupt:  # before or after the signal receiver
         raise typer.Exit(0) from None
+
+
+@app.command()
+def profile(
+    *,
+    home: Home,
+    coordinator: Coordinators = None,
+    bootstrap: Bootstrap = None,
+    draft_model: DraftModels = None,
+    threads: Threads,
+    dtype: Arithmetic = "auto",
+    device: Device = "auto",
+    link_delay_ms: LinkDelay = 0.0,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
+) -> None:
+    """Measure draft models here and show which is worth most to a coordinator, and why.
+
+    The coordinator gives a short sample of its target's tokens; every draft model named, or else
+    every one that the coordinator suggests, is timed and is tried on it. `join` uses what was
+    measured for as long as model, machine and software are the same.
+    """
+    _log_to(Console(stderr=True), verbose=verbose)
+    limit_threads(threads)
+    try:
+        settings = NodeSettings(
+            home=home,
+            coordinators=tuple(coordinator or ()),
+            bootstrap=tuple(bootstrap or ()),
+            draft_models=tuple(draft_model or (AUTO,)),
+            threads=threads,
+            dtype=dtype,
+            device=device,
+            link_delay_s=link_delay_ms / 1000,
+        )
+        trio.run(run_profile, settings, Console())
+    except EXPECTED_FAILURES as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
 
 
 @identity_app.command("show")

@@ -13,7 +13,7 @@ from node.hardware import Benchmark
 from node.link import ReplayLink, backoff_s
 from node.link_life import LinkEnd, Refused, RunIo, RunLevel
 from node.receipts import ReceiptBook
-from node.selection import draft_model_for, in_order
+from node.selection import draft_models_for, in_order
 from node.settings import AUTO, NodeSettings
 from node.slow_link import slowed
 from node.worker import (
@@ -53,6 +53,8 @@ class JoinPorts:
         prepare: loads and measures a draft model by name.
         receipts: the node's book.
         jitter: a number in [0, 1), new at every call.
+        run_level, run_io: run what blocks.
+        pick: prepares the best of several draft models; None takes the first.
     """
 
     overlay: Overlay
@@ -63,6 +65,7 @@ class JoinPorts:
     run_level: RunLevel = run_level_in_thread
     run_io: RunIo = run_io_in_thread
     clock: Callable[[], float] = time.perf_counter
+    pick: Callable[[Sequence[str], FoundCoordinator], Awaitable[Draft]] | None = None
 
 
 class JoinLoop:
@@ -102,8 +105,9 @@ class JoinLoop:
     async def run(self) -> None:
         num_failures = 0
         with self._scope:
-            if self._settings.draft_model != AUTO:  # a mistake in its name shows at once
-                await self._prepare(self._settings.draft_model)
+            named = self._settings.draft_models
+            if len(named) == 1 and AUTO not in named:  # a mistake in its name shows at once
+                self._take(await self._ports.prepare(named[0]))
             while not self._is_leaving:
                 has_served = await self._one_round()
                 num_failures = 0 if has_served else num_failures + 1
@@ -131,10 +135,13 @@ class JoinLoop:
     async def _worker_for(self, candidate: FoundCoordinator) -> Worker:
         if self._worker is not None:
             return self._worker
-        return await self._prepare(draft_model_for(self._settings.draft_model, candidate.record))
+        names = draft_models_for(self._settings.draft_models, candidate.record)
+        if len(names) == 1 or self._ports.pick is None:
+            return self._take(await self._ports.prepare(names[0]))
+        return self._take(await self._ports.pick(names, candidate))
 
-    async def _prepare(self, name: str) -> Worker:
-        draft = self._draft = await self._ports.prepare(name)
+    def _take(self, draft: Draft) -> Worker:
+        self._draft = draft
         self._worker = Worker(
             Drafter(draft.model, times=draft.measured.level_times(), clock=self._ports.clock),
             WorkerSettings(

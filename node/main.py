@@ -4,7 +4,7 @@ import logging
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 
 import trio
@@ -15,7 +15,9 @@ from rich.text import Text
 from node.governor import Governor
 from node.join import Draft, JoinLoop, JoinPorts
 from node.link_life import Refused
-from node.models import prepare_draft
+from node.models import machine_text, prepare_draft
+from node.profile import DraftChooser, ProfileFile
+from node.profiling import run_blocking
 from node.receipts import ReceiptBook
 from node.report import write_report
 from node.selection import NoFit
@@ -91,7 +93,17 @@ class _Node:
         self._is_prepared = trio.Event()
         self._known = KnownCoordinators(settings.known_file)
         randomness = random.SystemRandom()
-        ports = JoinPorts(overlay, self._find, self._prepare, book, randomness.random)
+        self._chooser = DraftChooser(
+            overlay,
+            self._load,
+            run_blocking,
+            ProfileFile(settings.profile_file),
+            machine_text(settings),
+            settings.link_delay_s * settings.stretch,
+        )
+        ports = JoinPorts(
+            overlay, self._find, self._prepare, book, randomness.random, pick=self._pick
+        )
         self._loop = JoinLoop(settings, ports, software=software_version())
         self._governor = Governor(settings.max_sessions, self._set_capacity)
 
@@ -135,6 +147,16 @@ class _Node:
         )
 
     async def _prepare(self, name: str) -> Draft:
+        draft = await self._load(name)
+        self._is_prepared.set()
+        return draft
+
+    async def _pick(self, names: Sequence[str], coordinator: FoundCoordinator) -> Draft:
+        draft = await self._chooser.pick(names, coordinator)
+        self._is_prepared.set()
+        return draft
+
+    async def _load(self, name: str) -> Draft:
         log.info("loading the draft model %s", name)
         # trio-stubs, which libp2p brings along, are older than trio.
         draft: Draft = await trio.to_thread.run_sync(  # type: ignore[call-arg]
@@ -146,7 +168,6 @@ class _Node:
             self._device,
             abandon_on_cancel=True,
         )
-        self._is_prepared.set()
         log.info("measured, vertices per level: %s", draft.measured)
         return draft
 

@@ -1,7 +1,9 @@
 """Loading a draft model: the node's only door to the part that imports torch."""
 
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -9,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from node.dishonest import GuessingModel
 from node.hardware import benchmark, has_cuda_device
 from node.join import Draft
-from node.settings import AUTO, NodeSettings
+from node.settings import AUTO, NodeSettings, software_version
 from specedge_p2p.lm.emulated import EmulatedDevice
 from specedge_p2p.lm.ports import LanguageModel
 
@@ -38,12 +40,7 @@ def prepare_draft(
     from specedge_p2p.lm.loader import load_model
     from specedge_p2p.lm.text import Tokenizer
 
-    where = settings.device
-    if where == AUTO:
-        where = "cuda" if has_cuda_device() else "cpu"
-    dtype = settings.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if where.startswith("cuda") else "float32"
+    where, dtype = _device_and_dtype(settings)
     with _download_bar(console) as report:
         tokenizer = Tokenizer.load(name, progress=report)
         loaded = load_model(
@@ -56,6 +53,26 @@ def prepare_draft(
     if device is not None:
         device.tally.clear()  # of the measurement
     return Draft(name, model, tokenizer.fingerprint(), measured)
+
+
+def machine_text(settings: NodeSettings) -> str:
+    """What a measurement holds for: device, arithmetic, threads, emulation and software."""
+    where, dtype = _device_and_dtype(settings)
+    parts = [platform.node(), where, dtype, f"{settings.threads} threads", software_version()]
+    if settings.emulate:
+        parts.append(f"as {settings.emulate} x{settings.stretch:g}")
+    return ", ".join(parts)
+
+
+def _device_and_dtype(
+    settings: NodeSettings,
+) -> tuple[str, Literal["float32", "bfloat16", "float64"]]:
+    where = settings.device
+    if where == AUTO:
+        where = "cuda" if has_cuda_device() else "cpu"
+    if settings.dtype != "auto":
+        return where, settings.dtype
+    return where, "bfloat16" if where.startswith("cuda") else "float32"
 
 
 @contextmanager

@@ -6,6 +6,9 @@ from node.settings import AUTO
 from specedge_p2p.identity.record import CoordinatorRecord
 from specedge_p2p.overlay.discovery import FoundCoordinator, peer_of
 
+MAX_SUGGESTIONS = 3
+"""Of a coordinator: each may have to be downloaded before it can be measured."""
+
 
 class NoFit(Exception):
     """No coordinator that was found can use this node; the text says why."""
@@ -45,10 +48,14 @@ def in_order(
     return tuple(sorted(fitting, key=distance))
 
 
-def draft_model_for(wanted: str, record: CoordinatorRecord) -> str:
-    """The model to load: the one wanted, or the coordinator's first suggestion. Raises NoFit."""
-    if wanted != AUTO:
-        return wanted
-    if not record.draft_models:
+def draft_models_for(wanted: Sequence[str], record: CoordinatorRecord) -> tuple[str, ...]:
+    """The models to choose from: those wanted, with the coordinator's first suggestions for "auto".
+
+    Raises NoFit.
+    """
+    names: list[str] = []
+    for name in wanted:
+        names += record.draft_models[:MAX_SUGGESTIONS] if name == AUTO else [name]
+    if not names:
         raise NoFit("the coordinator suggests no draft model; name one with --draft-model")
-    return record.draft_models[0]
+    return tuple(dict.fromkeys(names))

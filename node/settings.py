@@ -18,6 +18,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float64"]
 Drafting = Literal["honest", "random", "replay"]
 AUTO = "auto"
 MAX_SESSIONS = 64
+MAX_DRAFT_MODELS = 8
 
 
 class SettingsError(Exception):
@@ -32,7 +33,7 @@ class NodeSettings:
         home: folder of the key, the receipts and the last coordinators known.
         coordinators: multiaddresses given by hand, asked first.
         bootstrap: peers through which others are found.
-        draft_model: a name on the model hub, a folder, or "auto".
+        draft_models: names on the model hub, folders, or "auto"; of several the best is taken.
         max_sessions: most generations drafted for at once.
         threads: CPU threads of the draft model.
         dtype: arithmetic of the draft model.
@@ -48,7 +49,7 @@ class NodeSettings:
     home: Path
     coordinators: tuple[str, ...] = ()
     bootstrap: tuple[str, ...] = ()
-    draft_model: str = AUTO
+    draft_models: tuple[str, ...] = (AUTO,)
     max_sessions: int = 16
     threads: int = 1
     dtype: Dtype = "auto"
@@ -68,8 +69,13 @@ class NodeSettings:
             check_address(address)
         if not 1 <= self.max_sessions <= MAX_SESSIONS:
             raise SettingsError(f"--max-sessions is 1 to {MAX_SESSIONS}, not {self.max_sessions}")
+        if not 1 <= len(self.draft_models) <= MAX_DRAFT_MODELS:
+            raise SettingsError(f"--draft-model is given 1 to {MAX_DRAFT_MODELS} times")
         if not 1 <= self.threads <= 1024:
             raise SettingsError(f"--threads is 1 to 1024, not {self.threads}")
+        self._check_measuring()
+
+    def _check_measuring(self) -> None:
         if not 0 <= self.link_delay_s <= 10:
             raise SettingsError("--link-delay-ms is 0 to 10000")
         if not 0 <= self.link_jitter_s <= 10:
@@ -100,6 +106,10 @@ class NodeSettings:
     @property
     def receipts_file(self) -> Path:
         return self.home / "receipts.sqlite3"
+
+    @property
+    def profile_file(self) -> Path:
+        return self.home / "profile.json"
 
     @property
     def known_file(self) -> Path:

@@ -11,7 +11,7 @@ from node.hardware import Benchmark, LevelTime
 from node.join import Draft, JoinLoop, JoinPorts
 from node.link_life import Refused
 from node.receipts import ReceiptBook
-from node.selection import NoFit, draft_model_for, in_order
+from node.selection import NoFit, draft_models_for, in_order
 from node.settings import NodeSettings
 from node.worker import run_io_inline
 from specedge_p2p.identity.keys import Identity
@@ -71,11 +71,15 @@ def test_only_a_fitting_tokenizer_is_asked() -> None:
     assert in_order([found(fingerprints=())], FINGERPRINT)  # left to the handshake
 
 
-def test_auto_takes_the_first_suggestion() -> None:
-    assert draft_model_for("auto", found().record) == "toy-draft"
-    assert draft_model_for("mine", found().record) == "mine"
+def test_auto_stands_for_the_first_suggestions() -> None:
+    record = found().record
+    assert draft_models_for(("auto",), record) == ("toy-draft", "other")
+    assert draft_models_for(("mine",), record) == ("mine",)
+    assert draft_models_for(("mine", "auto", "other"), record) == ("mine", "toy-draft", "other")
+    many = found(drafts=tuple("abcdef")).record
+    assert draft_models_for(("auto",), many) == ("a", "b", "c")
     with pytest.raises(NoFit, match="--draft-model"):
-        draft_model_for("auto", found(drafts=()).record)
+        draft_models_for(("auto",), found(drafts=()).record)
 
 
 class World:
@@ -224,7 +228,7 @@ async def test_a_final_refusal_ends_the_loop_and_others_do_not(
 async def test_a_model_given_by_name_is_loaded_before_anybody_is_asked(
     autojump_clock: object, tmp_path: Path
 ) -> None:
-    world = World(NodeSettings(tmp_path, draft_model="mine"))
+    world = World(NodeSettings(tmp_path, draft_models=("mine",)))
     world.found = []
     world.loop.set_capacity(0)  # paused before there is a worker
     with trio.move_on_after(5):

@@ -1,0 +1,110 @@
+"""Which draft model a node takes for a target: that with the largest predicted gain.
+
+A larger model guesses better and takes longer; how much longer it may take depends on the engine's
+step. So the choice needs both ends: the share of first guesses that are right, measured on the
+target's own tokens, and the level time, measured here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from specedge_p2p.gain import break_even_level_s, predicted_gain
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A draft model on this machine.
+
+    Args:
+        name: of the model.
+        acceptance: share of first guesses of the sample that are right.
+        level_time_s: one level with one session.
+    """
+
+    name: str
+    acceptance: float
+    level_time_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a draft model is weighed in.
+
+    Args:
+        target_model: name of the target.
+        step_time_s: one step of its engine.
+        round_trip_s: to the coordinator.
+    """
+
+    target_model: str
+    step_time_s: float
+    round_trip_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table.
+
+    Args:
+        measured: the draft model.
+        gain: predicted tokens that it adds to a step of one session.
+        break_even_s: the level time up to which it would beat the best of the others; 0 where it
+            cannot, None where there is no other.
+    """
+
+    measured: Measured
+    gain: float
+    break_even_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """All candidates, best first."""
+
+    rows: tuple[Row, ...]
+    surroundings: Surroundings
+
+    @property
+    def best(self) -> Measured:
+        return self.rows[0].measured
+
+    @property
+    def why(self) -> str:
+        """One sentence for people."""
+        best, around = self.rows[0], self.surroundings
+        text = (
+            f"{best.measured.name} adds most for {around.target_model}: {best.gain:.2f} tokens to"
+            f" each step of {around.step_time_s * 1000:.1f} ms, {around.round_trip_s * 1000:.0f} ms"
+            " away"
+        )
+        if len(self.rows) > 1:
+            second = self.rows[1]
+            text += f"; next is {second.measured.name} with {second.gain:.2f}"
+        return text
+
+
+def choose(candidates: Sequence[Measured], around: Surroundings) -> Choice:
+    """Weigh the candidates; of equals the quicker one comes first. ValueError without any."""
+    if not candidates:
+        raise ValueError("there is no draft model to choose from")
+
+    def gain(measured: Measured) -> float:
+        return predicted_gain(
+            measured.acceptance, measured.level_time_s, around.round_trip_s, around.step_time_s
+        )
+
+    ranked = sorted(candidates, key=lambda each: (-gain(each), each.level_time_s, each.name))
+    rows = [Row(each, gain(each), _break_even_s(each, ranked, around)) for each in ranked]
+    return Choice(tuple(rows), around)
+
+
+def _break_even_s(
+    measured: Measured, ranked: Sequence[Measured], around: Surroundings
+) -> float | None:
+    others = [each for each in ranked if each is not measured]
+    if not others:
+        return None
+    rival = others[0]
+    return break_even_level_s(
+        measured.acceptance, rival.acceptance, rival.level_time_s, around.step_time_s
+    )
