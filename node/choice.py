@@ -88,13 +88,11 @@ def choose(candidates: Sequence[Measured], around: Surroundings) -> Choice:
     if not candidates:
         raise ValueError("there is no draft model to choose from")
 
-    def gain(measured: Measured) -> float:
-        return predicted_gain(
-            measured.acceptance, measured.level_time_s, around.round_trip_s, around.step_time_s
-        )
+    def rank(each: Measured) -> tuple[float, float, str]:
+        return -_gain(each, around), each.level_time_s, each.name
 
-    ranked = sorted(candidates, key=lambda each: (-gain(each), each.level_time_s, each.name))
-    rows = [Row(each, gain(each), _break_even_s(each, ranked, around)) for each in ranked]
+    ranked = sorted(candidates, key=rank)
+    rows = [Row(each, _gain(each, around), _break_even_s(each, ranked, around)) for each in ranked]
     return Choice(tuple(rows), around)
 
 
@@ -104,7 +102,12 @@ def _break_even_s(
     others = [each for each in ranked if each is not measured]
     if not others:
         return None
-    rival = others[0]
     return break_even_level_s(
-        measured.acceptance, rival.acceptance, rival.level_time_s, around.step_time_s
+        measured.acceptance, _gain(others[0], around), around.round_trip_s, around.step_time_s
+    )
+
+
+def _gain(measured: Measured, around: Surroundings) -> float:
+    return predicted_gain(
+        measured.acceptance, measured.level_time_s, around.round_trip_s, around.step_time_s
     )

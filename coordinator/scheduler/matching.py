@@ -168,11 +168,12 @@ class _Matcher:
             if place >= MAX_DRAFTERS or not (is_coming or self._is_pair(best, other)):
                 self._dismiss(session, other)
 
-    def _rank(self, drafter: Drafter) -> tuple[bool, bool, float, PeerId]:
-        """The best first: heard and not late, then by what it adds."""
+    def _rank(self, drafter: Drafter) -> tuple[bool, bool, bool, float, PeerId]:
+        """The best first: heard and not late, then by what would be lost without it."""
         node = self._places.node(drafter.peer_id)
-        gain = self._places.gain(node.peer_id)
-        return drafter.is_late, not drafter.has_proposed, -gain, node.peer_id
+        worth = self._places.worth(node.peer_id)
+        is_silent = not drafter.has_proposed
+        return drafter.is_late, is_silent, node.is_useless, -worth, node.peer_id
 
     def _is_pair(self, best: Drafter, other: Drafter) -> bool:
         """Whether two nodes of one session are worth more than one."""
