@@ -3,6 +3,7 @@
 Nothing here waits. What the engine must hear is left in an outbox that the rounds send along.
 """
 
+import math
 import secrets
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ import msgspec
 from coordinator.engine.messages import DropSource, SourceFactor, StepDone, ToEngine
 from coordinator.lease import Lease, may_resume, opening, refusal, verdict_of
 from coordinator.node_link import NodeLink
-from coordinator.reputation import SLOW_STEP_S, Reputation
+from coordinator.reputation import SLOW_STEP_LEVELS, Reputation
 from coordinator.scheduler.factors import Factors
 from coordinator.scheduler.matching import MAX_DRAFTERS, SessionNeed, match
 from coordinator.scheduler.places import NodeOffer
@@ -230,7 +231,8 @@ class Leases:
 
     def _retune(self) -> None:
         """Let trees grow larger where steps are slow; an allowance is never taken back."""
-        if self._reputation.step_time_s < SLOW_STEP_S:
+        levels_s = [node.hello.level_time_s for node in self._nodes.values()]
+        if self._reputation.step_time_s < SLOW_STEP_LEVELS * min(levels_s, default=math.inf):
             return
         if self._wishes.max_unverified >= MANY_UNVERIFIED:
             return

@@ -19,7 +19,8 @@ STALL_S, STALL_LEVELS = 0.1, 8
 """An answer that takes longer than the link explains by this much, or so many levels, stalled."""
 LATE_S, LATE_LEVELS = 0.3, 20
 """A node that has not answered for so long is late."""
-SLOW_STEP_S = 0.09
+SLOW_STEP_LEVELS = 15
+"""A step that lasts so many levels of a node gives its trees time to grow large."""
 STEP_MEMORY = 0.98
 
 

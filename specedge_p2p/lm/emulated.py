@@ -26,7 +26,7 @@ Clock = Callable[[], float]
 Idle = Callable[[float], None]
 """Returns when the clock shows the given moment; meanwhile it may do something useful."""
 
-LATE_SHARE = 0.02
+LATE_SHARE = 0.05
 LATE_S = 0.001
 """A forward is late when it ends by more than both after its padded time."""
 
