@@ -53,6 +53,8 @@ class NodeLink:
     is_too_slow: bool = False
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     """Everything that runs for this link; cancelled when the peer connects anew or is too slow."""
+    level_time_s: float = 0.0
+    """One of its levels with one session: what it said last."""
     _ping_nonce: int = 0
     _pinged_s: float = 0.0
     _last_session_no: int = 0
@@ -64,6 +66,9 @@ class NodeLink:
     _sending_since_s: float | None = None
     _written: trio.Event = field(default_factory=trio.Event)
     """Set while nothing waits to be sent, and for ever when the link has ended."""
+
+    def __post_init__(self) -> None:
+        self.level_time_s = self.hello.level_time_s
 
     @property
     def peer_id(self) -> PeerId:

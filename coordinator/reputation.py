@@ -9,7 +9,7 @@ from coordinator.lease import Lease
 from coordinator.node_link import NodeLink
 from coordinator.scheduler.factors import Factors
 from coordinator.scheduler.matching import PATIENCE_S, Drafter
-from coordinator.scheduler.places import NodeOffer, offered_gain
+from coordinator.scheduler.places import NodeOffer, typical_gain
 from coordinator.scheduler.standing import Standings
 from specedge_p2p.names import PeerId
 
@@ -52,7 +52,9 @@ class Reputation:
         if seen is not None:
             self._factors.observe(node.peer_id, fingerprint, seen.predicted, is_hit=seen.is_hit)
         num_accepted = sum(lease.source in (token.source, token.second) for token in result.sources)
-        predicted = offered_gain(self.offer(node, num_sessions), num_sessions, self.step_time_s)
+        predicted = typical_gain(
+            node.level_time_s, node.round_trip_s, num_sessions, self.step_time_s
+        )
         is_present = seen is not None or num_accepted > 0
         self._standings.observe_round(node.peer_id, num_accepted, predicted, is_present=is_present)
         self._draft_standings.observe_round(
@@ -95,7 +97,7 @@ class Reputation:
             round_trip_s=node.round_trip_s,
             is_allowed=is_allowed,
             num_sessions=num_sessions,
-            level_time_s=node.hello.level_time_s,
+            level_time_s=node.level_time_s,
             draft=self._factors.draft(fingerprint),
             skill=self._standings.skill(key, self._draft_standings.skill(fingerprint)),
             stall_share=self._standings.stall_share(key),
@@ -109,5 +111,5 @@ class Reputation:
         if lease.node is None or lease.owes_since_s is None:
             return False
         node = lease.node
-        allowed_s = max(than_s, than_levels * node.hello.level_time_s) + (node.round_trip_s or 0.0)
+        allowed_s = max(than_s, than_levels * node.level_time_s) + (node.round_trip_s or 0.0)
         return now_s - lease.owes_since_s > allowed_s

@@ -164,7 +164,7 @@ class Places:
             is_useless=node.is_useless,
             loss=-self._marginal_gain(node, num_sessions + 1),
             num_sessions=num_sessions,
-            round_trip_s=_round_trip_s(node),
+            round_trip_s=UNKNOWN_ROUND_TRIP_S if node.round_trip_s is None else node.round_trip_s,
             peer_id=node.peer_id,
         )
 
@@ -174,14 +174,22 @@ class Places:
         return num_sessions * gain(num_sessions) - before
 
     def _gain(self, node: NodeOffer, num_sessions: int) -> float:
-        return node.skill * offered_gain(node, num_sessions, self._step_time_s)
+        return node.skill * typical_gain(
+            node.level_time_s, node.round_trip_s, num_sessions, self._step_time_s
+        )
 
 
-def offered_gain(node: NodeOffer, num_sessions: int, step_time_s: float) -> float:
-    """Tokens a step predicted for each of a node's sessions, before its own record corrects it."""
-    level_time_s = node.level_time_s * (1 + SHARED_LEVEL * (num_sessions - 1))
-    return predicted_gain(TYPICAL_ACCEPTANCE, level_time_s, _round_trip_s(node), step_time_s)
+def typical_gain(
+    level_time_s: float, round_trip_s: float | None, num_sessions: int, step_time_s: float
+) -> float:
+    """Tokens a step predicted for each session of a node, before its own record corrects it.
 
-
-def _round_trip_s(node: NodeOffer) -> float:
-    return UNKNOWN_ROUND_TRIP_S if node.round_trip_s is None else node.round_trip_s
+    Args:
+        level_time_s: one of its levels with one session.
+        round_trip_s: None before it was measured.
+        num_sessions: how many share the node.
+        step_time_s: one engine step.
+    """
+    shared_s = level_time_s * (1 + SHARED_LEVEL * (num_sessions - 1))
+    known_s = UNKNOWN_ROUND_TRIP_S if round_trip_s is None else round_trip_s
+    return predicted_gain(TYPICAL_ACCEPTANCE, shared_s, known_s, step_time_s)

@@ -380,9 +380,9 @@ def test_a_large_network_is_matched_quickly() -> None:
         for i in range(10_000)
     ]
     sessions = [need(str(i), "allowed" if i % 10 == 0 else "any") for i in range(2_000)]
-    started_s = time.perf_counter()
+    started_s = time.process_time()
     result = match(sessions, nodes)
-    took_s = time.perf_counter() - started_s
+    took_s = time.process_time() - started_s
     assert len(result.assignments) == 2_000
     settled = applied(sessions, result)
     assert len(match(settled, counted(settled, nodes)).dismissals) == 0
