@@ -23,7 +23,7 @@ from coordinator.engine.session import EngineSession
 from coordinator.engine.work import Work, rebound, with_rows
 from specedge_p2p.lm.ports import Children, LanguageModel, ModelError, OutOfCache, Rows
 from specedge_p2p.tree.binding import BoundRows
-from specedge_p2p.tree.levels import Expansions, expansions, pays
+from specedge_p2p.tree.levels import USEFUL_SHARE, Expansions, expansions, pays, useful_share
 
 MAX_CHAIN = 64
 """More missing committed tokens than this are written as causal rows, without a tree."""
@@ -162,7 +162,8 @@ class OwnDraft:
                 entry = self._growth(drafted, work, vertices, found.rows)
             if entry is not None:
                 plan.append(entry)
-                mass += found.mass * min(1.0, terms.factor)  # what a bad draft brings is less
+                share = useful_share(drafted.session.node_share) / USEFUL_SHARE
+                mass += found.mass * share * min(1.0, terms.factor)  # a bad draft brings less
                 num_new += len(found.rows)
         return plan if terms.is_fixed or self._is_worth(mass, num_new, terms) else []
 

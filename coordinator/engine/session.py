@@ -22,6 +22,8 @@ from specedge_p2p.wire.columns import unpack_candidates
 from specedge_p2p.wire.errors import ProtocolError
 
 MAX_TREE_INDEX = 65_535
+_SHARE_NEW = 0.1
+"""Weight of the latest round in what is known of the nodes' share."""
 
 
 class EngineSession:
@@ -43,6 +45,8 @@ class EngineSession:
         self.num_rows = 0
         self.is_prefilled = False
         self.finish = ""
+        self.node_share = 0.0
+        """Of the last tokens those that nodes had guessed."""
         self._ngram = NgramIndex(opened.token_ids)
         self._trees: dict[int, ReceivedTree] = {}
         self.own: OwnTree | None = None
@@ -166,6 +170,8 @@ class EngineSession:
             self._trees.clear()
             self.own = None
             return
+        num_guessed = sum(source.source > 0 for source in outcome.sources)
+        self.node_share += _SHARE_NEW * (num_guessed / len(new) - self.node_share)
         self._ngram.commit(new)
         if self.own is not None:
             self.own.commit(new)

@@ -7,6 +7,9 @@ from specedge_p2p.tree.binding import BoundRows
 
 USEFUL_SHARE = 0.75
 """How much of the mass that nobody covered a level's children bring, in recorded runs."""
+_NODES_DISCOUNT = 0.2
+_NODES_FULLY = 0.25
+"""Share of a session's tokens from which on its nodes' lead counts in full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,19 @@ class Expansions:
 
     rows: tuple[int, ...]
     mass: float
+
+
+def useful_share(node_share: float) -> float:
+    """What a level brings to a session of the mass that nobody covered.
+
+    Less where nodes keep up: what the engine accepts beyond their trees costs them their lead, so
+    a part of it is missing from the next step. In recorded runs with volunteers 15 ms away 0.55 to
+    0.6 was best, without them 0.75.
+
+    Args:
+        node_share: of the session's last tokens those that nodes had guessed.
+    """
+    return USEFUL_SHARE - _NODES_DISCOUNT * min(1.0, node_share / _NODES_FULLY)
 
 
 def expansions(bound: BoundRows, done: AbstractSet[int], width: int) -> Expansions:

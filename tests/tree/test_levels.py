@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specedge_p2p.tree.binding import BindLimits, BoundRows, SourceTree, bind
-from specedge_p2p.tree.levels import USEFUL_SHARE, Expansions, expansions, pays
+from specedge_p2p.tree.levels import USEFUL_SHARE, Expansions, expansions, pays, useful_share
 from specedge_p2p.tree.ngram import NgramGuess
 from specedge_p2p.tree.received_tree import ReceivedTree
 from tests.support.trees import columns
@@ -51,6 +51,11 @@ def test_what_nodes_covered_is_not_drafted_again() -> None:
     found = expansions(bound, frozenset(), 4)
     assert found.rows == (2, 1, 0)  # below the third vertex nothing is known
     assert math.isclose(found.mass, USEFUL_SHARE * (0.675 + 0.075 + 0.05), rel_tol=1e-6)
+
+
+def test_a_level_brings_less_where_nodes_keep_their_lead() -> None:
+    assert useful_share(0.0) == USEFUL_SHARE
+    assert USEFUL_SHARE > useful_share(0.1) > useful_share(0.25) == useful_share(1.0) > 0.5
 
 
 def test_a_level_pays_when_it_beats_what_its_time_is_worth() -> None:
