@@ -1,28 +1,122 @@
 """What the scheduler has learned so far, and the next plan made of it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from coordinator.engine.messages import Ready, SourceFactor, StepDone, VerificationBatch
-from coordinator.scheduler.costs import Costs, NgramRates, StepCosts, Throughput
+from coordinator.scheduler.costs import (
+    Costs,
+    LevelCosts,
+    LevelTimes,
+    NgramRates,
+    StepCosts,
+    StepShape,
+    StepTimes,
+    Throughput,
+)
+from coordinator.scheduler.factors import Factor, Factors
 from coordinator.scheduler.plan import PlanLimits, SessionState, plan
+from coordinator.scheduler.queues import Queues
 from coordinator.sessions import Session
+
+FORGET_STEPS = 256
+"""A session that was not offered for so many steps is forgotten; it has most likely ended."""
+MAX_IN_FLIGHT = 8
+"""Steps whose results are awaited; an engine queues fewer."""
+_OWN = 0
+"""The engine's own draft model among the sources of a SourceSeen."""
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What is known of a session.
+
+    Args:
+        num_prompt_left: tokens to prefill by the results that were seen.
+        served_step: the last step that is known to have served it, or the last before it came.
+        served_s: when that was known, or when the session was opened.
+        offered_step: the last step that it was offered for.
+    """
+
+    num_prompt_left: int
+    served_step: int
+    served_s: float
+    offered_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    """A step whose result is not known yet.
+
+    Args:
+        planned_s: when it was planned.
+        surely: the sessions that it must serve.
+        likely: the sessions that it is expected to serve, those included.
+        shares: prompt tokens by session, in the order in which the engine hands them out.
+    """
+
+    planned_s: float
+    surely: frozenset[int]
+    likely: frozenset[int]
+    shares: dict[int, int]
 
 
 class StepPolicy:
-    """Keeps the measured costs; the decision itself is scheduler.plan."""
+    """Keeps the measured costs and who was served; the decision itself is scheduler.plan.
 
-    def __init__(self, limits: PlanLimits, clock: Callable[[], float]) -> None:
+    Args:
+        limits: see PlanLimits.
+        clock: monotonic seconds.
+        factors: where the engine's own draft model stands beside those of the nodes.
+    """
+
+    def __init__(
+        self,
+        limits: PlanLimits,
+        clock: Callable[[], float],
+        factors: Factors | None = None,
+    ) -> None:
         self._limits, self._clock = limits, clock
-        self._step_costs = StepCosts(step_time_s=0.0, row_time_s=0.0)
+        self._factors = factors or Factors()
+        self._step_times = StepTimes(StepCosts(0.0, 0.0))
+        self._level_times: LevelTimes | None = None
         self._throughput = Throughput(initial_per_s=0.0)
         self._ngram_rates = NgramRates()
-        self._last_planned_s: dict[int, float] = {}
+        self._shape = StepShape()
+        self._own_factor = Factor()
+        self._own_fingerprint = b""
+        self._queues = Queues()
+        self._sessions: dict[int, _Progress] = {}
+        self._in_flight: dict[int, _InFlight] = {}
         self._step_no = 0
 
+    @property
+    def costs(self) -> Costs:
+        """What is believed at this moment."""
+        levels = self._level_times
+        return Costs(
+            step=self._step_times.costs,
+            tokens_per_s=self._throughput.tokens_per_s,
+            ngram_hit_rates=self._ngram_rates.rates,
+            level=None if levels is None else levels.costs,
+            own_factor=self._own_factor.value,
+            own_draft=0 if levels is None else self._factors.draft(self._own_fingerprint),
+            own_quality=0.0 if levels is None else self._factors.quality(self._own_fingerprint),
+            rows_per_session=self._shape.rows_per_session,
+            context_per_session=self._shape.context_per_session,
+        )
+
     def calibrate(self, ready: Ready) -> None:
-        """Take the measurement that an engine makes of its device at the start."""
-        self._step_costs = StepCosts(ready.step_time_s, ready.row_time_s)
+        """An engine begins, with a measurement of its device and without any session."""
+        self._step_times = StepTimes(StepCosts(ready.step_time_s, ready.row_time_s))
+        level = LevelCosts(ready.level_time_s, ready.level_row_time_s)
+        self._level_times = LevelTimes(level) if ready.level_time_s > 0 else None
+        self._own_fingerprint = ready.draft_fingerprint
         self._throughput = Throughput(initial_per_s=1.0 / max(ready.step_time_s, 1e-6))
+        self._sessions.clear()
+        self._in_flight.clear()
+
+    # --- plan ------------------------------------------------------------------------------------
 
     def plan(
         self,
@@ -30,23 +124,110 @@ class StepPolicy:
         sources: Callable[[Session], list[SourceFactor]],
     ) -> VerificationBatch:
         self._step_no += 1
-        now = self._clock()
-        last = self._last_planned_s
-        states = [
-            SessionState(s.number, tuple(sources(s)), last.get(s.number, s.opened_s))
-            for s in sessions
-        ]
-        batch = plan(now, states, self._costs(), self._limits, self._step_no)
-        planned = {entry.session for entry in batch.entries}
-        self._last_planned_s = {
-            s.session: now if s.session in planned else s.last_planned_s for s in states
-        }
+        now, costs = self._clock(), self.costs
+        states = [self._state(session, tuple(sources(session)), costs, now) for session in sessions]
+        batch = plan(now, states, costs, self._limits, self._step_no)
+        self._in_flight[self._step_no] = _expectation(batch, states, now)
+        self._in_flight.pop(self._step_no - MAX_IN_FLIGHT, None)
+        if self._step_no % FORGET_STEPS == 0:
+            self._forget()
         return batch
 
+    def _state(
+        self, session: Session, sources: tuple[SourceFactor, ...], costs: Costs, now: float
+    ) -> SessionState:
+        number = session.number
+        known = self._sessions.get(number)
+        if known is None:
+            num_left = len(session.token_ids)
+            known = _Progress(num_left, self._step_no - 1, session.opened_s, self._step_no)
+            self._sessions[number] = known
+            self._queues.join(number, costs.step.row_time_s * num_left, now)
+        known.offered_step = self._step_no
+        last_step, last_s, num_left = known.served_step, known.served_s, known.num_prompt_left
+        for step_no, step in self._in_flight.items():
+            if number in step.likely:
+                last_s = max(last_s, step.planned_s)
+            if number in step.surely:
+                last_step = max(last_step, step_no)
+            num_left -= step.shares.get(number, 0)
+        return SessionState(
+            session=number,
+            sources=sources,
+            last_planned_s=last_s,
+            num_prompt_left=max(0, num_left),
+            num_tokens=session.num_tokens,
+            opened_s=session.opened_s,
+            level=self._queues.level(number, now),
+            last_step=last_step,
+        )
+
+    def _forget(self) -> None:
+        oldest = self._step_no - FORGET_STEPS
+        self._sessions = {n: at for n, at in self._sessions.items() if at.offered_step > oldest}
+        self._queues.keep(self._sessions.keys())
+
+    # --- learn -----------------------------------------------------------------------------------
+
     def learn(self, step: StepDone, num_tokens: int) -> None:
-        self._throughput.observe(num_tokens, step.ended_s - step.started_s)
+        """Take a step's result; `num_tokens` of it were committed over all sessions."""
+        self._learn_times(step, num_tokens)
         for result in step.results:
             self._ngram_rates.observe(result.ngram_order, is_hit=result.ngram_hit)
+            for seen in result.seen:
+                if seen.source == _OWN:
+                    self._own_factor.observe(seen.predicted, is_hit=seen.is_hit)
+                    self._factors.observe_draft(self._own_fingerprint, is_hit=seen.is_hit)
+        self._learn_service(step)
 
-    def _costs(self) -> Costs:
-        return Costs(self._step_costs, self._throughput.tokens_per_s, self._ngram_rates.rates)
+    def _learn_times(self, step: StepDone, num_tokens: int) -> None:
+        step_s = step.ended_s - step.started_s
+        self._throughput.observe(num_tokens, step_s)
+        if not step.num_forward_rows:
+            return
+        self._step_times.observe(
+            step.num_forward_rows, len(step.results), step.num_context_rows, step_s - step.level_s
+        )
+        num_decoding = sum(1 for result in step.results if result.token_ids)
+        self._shape.observe(
+            step.num_forward_rows - step.num_prefill_rows, step.num_context_rows, num_decoding
+        )
+        if self._level_times is not None and step.num_levels:
+            self._level_times.observe(step.num_levels, step.num_level_rows, step.level_s)
+
+    def _learn_service(self, step: StepDone) -> None:
+        now, costs = self._clock(), self._step_times.costs
+        planned = self._in_flight.pop(step.step_no, None)
+        num_prefilled = step.num_prefill_rows
+        shares: dict[int, int] = {}
+        for number, share in planned.shares.items() if planned is not None else ():
+            shares[number] = min(share, num_prefilled)
+            num_prefilled -= shares[number]
+        for result in step.results:
+            known = self._sessions.get(result.session)
+            if known is None:
+                continue
+            known.served_step, known.served_s = max(known.served_step, step.step_no), now
+            share = shares.get(result.session, 0)
+            known.num_prompt_left = 0 if result.token_ids else max(0, known.num_prompt_left - share)
+            cost_s = costs.step_time_s / len(step.results)
+            cost_s += costs.row_time_s * (share + result.num_rows)
+            self._queues.charge(result.session, cost_s, now)
+
+
+def _expectation(batch: VerificationBatch, states: Sequence[SessionState], now: float) -> _InFlight:
+    num_left = {state.session: state.num_prompt_left for state in states if state.num_prompt_left}
+    decoding = [entry.session for entry in batch.entries if entry.session not in num_left]
+    budget = batch.prefill_tokens
+    shares: dict[int, int] = {}
+    for entry in batch.entries:
+        share = min(budget, num_left.get(entry.session, 0))
+        if share:
+            shares[entry.session] = share
+            budget -= share
+    return _InFlight(
+        planned_s=now,
+        surely=frozenset(entry.session for entry in batch.entries if entry.must),
+        likely=frozenset(decoding[: batch.max_sessions or len(decoding)]) | shares.keys(),
+        shares=shares,
+    )

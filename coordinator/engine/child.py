@@ -1,7 +1,8 @@
 """The engine process: load, measure, then verify batch after batch until the socket closes.
 
 One thread. Messages are taken between two steps, right before the next one binds, so that a step
-sees the latest trees; batches that arrive early wait in the core's queue.
+sees the latest trees; batches that arrive early wait in the core's queue. Where a step is padded
+to the time of a slower device the wait is spent listening: see `EngineChild.idle`.
 """
 
 import json
@@ -23,14 +24,26 @@ from coordinator.engine.framing import (
     decode_to_engine,
     encode,
 )
-from coordinator.engine.measure import measure_step
-from coordinator.engine.messages import LoadFailed, StepDone, ToEngine
+from coordinator.engine.measure import NO_PRICE, measure_level, measure_step
+from coordinator.engine.messages import (
+    AddVertices,
+    CloseSession,
+    DropSource,
+    LoadFailed,
+    OpenSession,
+    StepDone,
+    ToEngine,
+    VerificationBatch,
+)
+from coordinator.engine.models import EngineModels, Idle, LoadModels
 from coordinator.engine.settings import EngineLimits, EngineSettings
-from specedge_p2p.lm.ports import LanguageModel, ModelError
+from specedge_p2p.lm.ports import ModelError
 
 READ_BYTES = 256 * 1024
-
-LoadModel = Callable[[EngineSettings], LanguageModel]
+MAX_DEFERRED = 64
+"""Messages set aside during a step; more stay in the socket and slow the sender."""
+SOCKET_GRAIN_S = 0.0015
+"""A socket's timeout is rounded up to a millisecond: the last of a wait is slept."""
 
 
 class ParentGone(Exception):
@@ -79,80 +92,117 @@ class EngineChild:
     def __init__(
         self,
         connection: Connection,
-        core: EngineCore,
-        step_floor_s: float,
+        step_floor_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connection = connection
-        self._core = core
         self._step_floor_s = step_floor_s
         self._clock = clock
+        self._core: EngineCore | None = None
+        self._is_stepping = False
+        self._deferred: deque[ToEngine] = deque()
+        self._unsettled: set[int] = set()
+        """Sessions that a message set aside opens or closes."""
 
-    def run(self) -> None:
+    def run(self, core: EngineCore) -> None:
         """Raises ParentGone when the coordinator has left, FrameError when it speaks nonsense."""
+        self._core = core
         while True:
-            while not self._core.num_queued:
-                self._take(self._connection.next_message(None))
-            self._drain()
-            self._step()
+            while not core.num_queued:
+                self._take(core, self._connection.next_message(None))
+            while not core.is_full and self._take(core, self._connection.next_message(0.0)):
+                pass
+            self._step(core)
 
-    def _take(self, message: ToEngine | None) -> bool:
+    def idle(self, until_s: float) -> None:
+        """Return at until_s, on the child's clock, having heard what arrived.
+
+        A model may call it in the middle of a step; see `_hear`. Raises as `run` does.
+        """
+        while (rest_s := until_s - self._clock()) > 0:
+            core = self._core
+            is_deaf = core is None or core.is_full or len(self._deferred) >= MAX_DEFERRED
+            if core is None or is_deaf or rest_s <= SOCKET_GRAIN_S:
+                time.sleep(rest_s)
+            elif message := self._connection.next_message(rest_s - SOCKET_GRAIN_S):
+                self._hear(core, message)
+
+    def _take(self, core: EngineCore, message: ToEngine | None) -> bool:
         if message is None:
             return False
-        self._core.handle(message)
-        for failure in self._core.take_failures():
+        core.handle(message)
+        for failure in core.take_failures():
             self._connection.send(failure)
         return True
 
-    def _drain(self) -> None:
-        while not self._core.is_full and self._take(self._connection.next_message(0.0)):
-            pass
+    def _hear(self, core: EngineCore, message: ToEngine) -> None:
+        """Take a message; during a step only what touches no model, the rest is set aside.
 
-    def _step(self) -> None:
+        What a step has bound is fixed, so trees and the queue may grow meanwhile, but a tree of a
+        session that waits to be opened must wait with it.
+        """
+        if not self._is_stepping:
+            self._take(core, message)
+            return
+        match message:
+            case VerificationBatch():
+                core.handle(message)
+            case AddVertices() | DropSource() if message.session not in self._unsettled:
+                core.handle(message)
+            case OpenSession() | CloseSession() | AddVertices() | DropSource():
+                self._unsettled.add(message.session)
+                self._deferred.append(message)
+
+    def _step(self, core: EngineCore) -> None:
         ends_s = self._clock() + self._step_floor_s
-        *failures, done = self._core.step_next()
+        self._is_stepping = True
+        *failures, done = core.step_next()
+        self._is_stepping = False
         assert isinstance(done, StepDone)  # noqa: S101 - for the type checker
+        self._unsettled.clear()
+        while self._deferred:
+            self._take(core, self._deferred.popleft())
         if self._step_floor_s and done.num_forward_rows:
-            self._pad(ends_s)
+            self.idle(ends_s)
             done = msgspec.structs.replace(done, ended_s=self._clock())
         self._connection.send(*failures, done)
 
-    def _pad(self, ends_s: float) -> None:
-        """Sleep to the floor, with an open ear."""
-        while (rest_s := ends_s - self._clock()) > 0:
-            if self._core.is_full:
-                time.sleep(rest_s)
-            elif rest_s > 0.0005:  # a socket timeout rounds up to a millisecond
-                self._take(self._connection.next_message(rest_s))
 
-
-def load_target(settings: EngineSettings) -> LanguageModel:
+def load_models(settings: EngineSettings, _idle: Idle) -> EngineModels:
     """Load the real thing; imports torch, so only the child may call it. Raises ModelError."""
     from specedge_p2p.lm.loader import load_model
 
-    return load_model(
-        settings.model,
-        dtype=settings.dtype,
-        device=settings.device,
-        cache_rows=settings.cache_rows or None,
-        threads=settings.threads or None,
+    target, *drafts = (
+        load_model(
+            name,
+            dtype=settings.dtype,
+            device=settings.device,
+            cache_rows=settings.cache_rows or None,
+            threads=settings.threads or None,
+        )
+        for name in (settings.model, settings.draft_model)
+        if name
     )
+    return EngineModels(target, drafts[0] if drafts else None)
 
 
-def serve(sock: socket.socket, settings: EngineSettings, load: LoadModel) -> int:
+def serve(sock: socket.socket, settings: EngineSettings, load: LoadModels) -> int:
     """The child's life; returns its exit code."""
     connection = Connection(sock)
+    child = EngineChild(connection, settings.step_floor_s)
     try:
         try:
-            model = load(settings)
+            models = load(settings, child.idle)
         except ModelError as error:
             connection.send(LoadFailed(str(error)))
             return 2
-        price = measure_step(model, time.monotonic, settings.step_floor_s)
+        step = measure_step(models.target, time.monotonic, settings.step_floor_s)
+        draft = models.draft
+        level = NO_PRICE if draft is None else measure_level(draft, time.monotonic)
         limits = EngineLimits(max_sessions=settings.max_sessions)
-        core = EngineCore(model, time.monotonic, limits)
-        connection.send(core.ready(price.step_time_s, price.row_time_s))
-        EngineChild(connection, core, settings.step_floor_s).run()
+        core = EngineCore(models.target, time.monotonic, limits, draft)
+        connection.send(core.ready(step, level))
+        child.run(core)
     except FrameError as error:
         sys.stderr.write(f"engine: {error}\n")
         return 1
@@ -166,7 +216,7 @@ def arguments(sock: socket.socket, settings: EngineSettings) -> list[str]:
     return [str(sock.fileno()), json.dumps(asdict(settings))]
 
 
-def run_child(argv: list[str], load: LoadModel = load_target) -> int:
+def run_child(argv: list[str], load: LoadModels = load_models) -> int:
     """Main of the engine process; argv as made by `arguments`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's to answer
     settings = msgspec.json.decode(argv[1], type=EngineSettings)

@@ -14,8 +14,8 @@ import trio
 import coordinator
 from coordinator.engine.child import arguments
 from coordinator.engine.framing import FrameCutter, FrameError, decode_from_child, encode
-from coordinator.engine.mailbox import Letters, Mailbox
-from coordinator.engine.messages import FromEngine, LoadFailed, Ready, ToEngine
+from coordinator.engine.mailbox import Letters, MailboxEngine
+from coordinator.engine.messages import FromEngine, LoadFailed, Ready
 from coordinator.engine.settings import EngineSettings, RespawnPolicy
 from specedge_p2p.tasks import TaskStatus
 
@@ -23,7 +23,7 @@ COMMAND = (sys.executable, "-m", "coordinator.engine.process")
 READ_BYTES = 256 * 1024
 
 
-class ProcessEngine:
+class ProcessEngine(MailboxEngine):
     """Implements `ports.Engine` over a child process.
 
     Args:
@@ -36,10 +36,10 @@ class ProcessEngine:
         policy: RespawnPolicy | None = None,
         command: Sequence[str] = COMMAND,
     ) -> None:
+        super().__init__()
         self._settings = settings
         self._policy = policy or RespawnPolicy()
         self._command = command
-        self._mailbox = Mailbox()
         self._process: trio.Process | None = None
         self._load_error = ""
         self._was_ready = False
@@ -48,20 +48,6 @@ class ProcessEngine:
     def pid(self) -> int | None:
         """Process id of the running child."""
         return self._process.pid if self._process is not None else None
-
-    @property
-    def is_ready(self) -> bool:
-        return self._mailbox.is_ready
-
-    @property
-    def num_restarts(self) -> int:
-        return self._mailbox.num_restarts
-
-    async def send(self, *messages: ToEngine) -> None:
-        await self._mailbox.send(*messages)
-
-    async def receive(self) -> FromEngine:
-        return await self._mailbox.receive()
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep a child alive until cancelled, or until it is given up (`receive` then raises)."""

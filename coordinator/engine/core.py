@@ -1,8 +1,9 @@
 """The engine without I/O: sessions, steps, and one forward of the target model per step.
 
 Theory of operation. `handle` takes messages at any time between two steps and `step` runs one
-verification batch: it binds every entry to what is known at that moment, packs prompt chunks,
-trees and plain rows into one forward, accepts what the target agrees with and compacts the cache.
+verification batch: it binds every entry to what is known at that moment, lets the engine's own
+draft model add what pays (see own_draft.py), packs prompt chunks, trees and plain rows into one
+forward, accepts what the target agrees with and compacts the cache.
 The next step may be queued before this one's result was seen: the engine knows roots, keys and end
 conditions itself, and its committed tokens may run ahead of the coordinator's by the steps in the
 queue.
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import assert_never
 
+from coordinator.engine.measure import NO_PRICE, StepPrice
 from coordinator.engine.messages import (
     AddVertices,
     CloseSession,
@@ -28,10 +30,18 @@ from coordinator.engine.messages import (
     ToEngine,
     VerificationBatch,
 )
+from coordinator.engine.own_draft import Levels, OwnDraft
 from coordinator.engine.packing import Ending, Outcome, judge, judge_first, share_prefill
 from coordinator.engine.session import EngineSession
 from coordinator.engine.settings import EngineLimits
-from coordinator.engine.work import Work, plain_work, prefill_work, result_of, tree_work
+from coordinator.engine.work import (
+    Work,
+    plain_work,
+    prefill_work,
+    result_of,
+    take_fewer,
+    tree_work,
+)
 from specedge_p2p.lm.ports import LanguageModel, ModelError, OutOfCache, TokenIds
 
 OUT_OF_CACHE = "out_of_cache"
@@ -43,10 +53,16 @@ class EngineCore:
     Args:
         model: the target model; nobody else may use it.
         clock: monotonic seconds.
+        limits: see EngineLimits.
+        draft: the engine's own draft model; nobody else may use it.
     """
 
     def __init__(
-        self, model: LanguageModel, clock: Callable[[], float], limits: EngineLimits | None = None
+        self,
+        model: LanguageModel,
+        clock: Callable[[], float],
+        limits: EngineLimits | None = None,
+        draft: LanguageModel | None = None,
     ) -> None:
         self._model = model
         self._clock = clock
@@ -54,6 +70,10 @@ class EngineCore:
         self._sessions: dict[int, EngineSession] = {}
         self._queued: deque[VerificationBatch] = deque()
         self._failures: list[SessionFailed] = []
+        self._own: OwnDraft | None = None
+        if draft is not None:
+            num_rows = self._limits.max_draft_prefill_rows
+            self._own = OwnDraft(draft, clock, model.info.vocab_size, num_rows)
         self._num_opened = 0
         self._num_arrivals = 0
 
@@ -73,7 +93,8 @@ class EngineCore:
     def session(self, number: int) -> EngineSession | None:
         return self._sessions.get(number)
 
-    def ready(self, step_time_s: float, row_time_s: float) -> Ready:
+    def ready(self, step: StepPrice, level: StepPrice = NO_PRICE) -> Ready:
+        """What the engine is, and what was measured of a step and of a level."""
         info = self._model.info
         return Ready(
             model=info.name,
@@ -82,8 +103,11 @@ class EngineCore:
             eos_token_ids=list(info.eos_token_ids),
             dtype=info.dtype,
             fingerprint=info.fingerprint,
-            step_time_s=step_time_s,
-            row_time_s=row_time_s,
+            step_time_s=step.step_time_s,
+            row_time_s=step.row_time_s,
+            level_time_s=level.step_time_s,
+            level_row_time_s=level.row_time_s,
+            draft_fingerprint=b"" if self._own is None else self._own.fingerprint,
         )
 
     def take_failures(self) -> list[SessionFailed]:
@@ -158,11 +182,17 @@ class EngineCore:
 
     def _close(self, number: int) -> None:
         if self._sessions.pop(number, None) is not None:
-            self._model.drop_sequence(number)
+            self._forget(number)
 
     def _fail(self, session: EngineSession, code: str, text: str) -> None:
         self._failures.append(SessionFailed(session.number, code, text))
         self._close(session.number)
+
+    def _forget(self, number: int) -> None:
+        """Free a session's rows in both caches."""
+        self._model.drop_sequence(number)
+        if self._own is not None:
+            self._own.close(number)
 
     def _add_vertices(self, message: AddVertices) -> None:
         session = self._sessions.get(message.session)
@@ -179,11 +209,13 @@ class EngineCore:
         return [*self.take_failures(), done]
 
     def step(self, batch: VerificationBatch) -> StepDone:
-        """Bind, forward, accept, compact."""
+        """Bind, draft, forward, accept, compact."""
         started_s = self._clock()
         works = self._bind(batch)
         bound_s = self._clock()
-        works, choices = self._forward(works)
+        levels = Levels(works) if self._own is None else self._own.grow(works, batch)
+        works, choices = self._forward(levels.works)
+        num_context_rows = sum(work.session.num_rows for work in works)
         results = [
             self._settle(work, chosen)
             for work, chosen in zip(works, choices, strict=True)
@@ -196,9 +228,15 @@ class EngineCore:
             bind_s=bound_s - started_s,
             num_forward_rows=sum(len(work.rows.token_ids) for work in works),
             results=results,
+            num_prefill_rows=sum(len(w.rows.token_ids) for w in works if w.bound is None),
+            num_context_rows=num_context_rows,
+            num_levels=levels.num_levels,
+            num_level_rows=levels.num_rows,
+            level_s=levels.level_s,
         )
 
     def _bind(self, batch: VerificationBatch) -> list[Work]:
+        """Trees and prompt chunks, both in the order of the entries."""
         entries = {entry.session: entry for entry in batch.entries}
         live = [
             session
@@ -210,7 +248,7 @@ class EngineCore:
             for session in live
             if session.is_prefilled
         ]
-        waiting = sorted((s for s in live if not s.is_prefilled), key=lambda s: s.age)
+        waiting = [session for session in live if not session.is_prefilled]
         budget = min(batch.prefill_tokens, self._limits.max_prefill_rows)
         shares = share_prefill([s.num_missing_rows for s in waiting], budget)
         chunks = [
@@ -218,7 +256,7 @@ class EngineCore:
             for session, share in zip(waiting, shares, strict=True)
             if share
         ]
-        return trees + chunks
+        return take_fewer(trees, batch.max_sessions) + chunks
 
     def _forward(self, works: list[Work]) -> tuple[list[Work], Sequence[TokenIds]]:
         """Choices for as many works as the cache can take; what had to give way has failed."""
@@ -286,14 +324,18 @@ class EngineCore:
         else:
             outcome = judge(work.bound, choices, from_position, session.ending)
         self._keep_rows(work, outcome)
+        seen = session.seen(outcome.token_ids[0])
         session.commit(outcome)
-        return result_of(work, outcome, from_position)
+        return result_of(work, outcome, from_position, seen)
 
     def _keep_rows(self, work: Work, outcome: Outcome) -> None:
         if outcome.finish:
-            self._model.drop_sequence(work.session.number)
-        elif work.num_tree_rows:
+            self._forget(work.session.number)
+            return
+        if work.num_tree_rows:
             self._model.compact(work.session.number, outcome.commit_slots)
+        if self._own is not None:
+            self._own.settle(work.session, outcome.token_ids)
 
 
 def _max_position(message: OpenSession, max_context: int) -> int:

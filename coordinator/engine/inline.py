@@ -6,45 +6,41 @@ import msgspec
 import trio
 
 from coordinator.engine.core import EngineCore
-from coordinator.engine.mailbox import Letters, Mailbox
-from coordinator.engine.messages import FromEngine, StepDone, ToEngine
+from coordinator.engine.mailbox import Letters, MailboxEngine
+from coordinator.engine.measure import NO_PRICE, StepPrice
+from coordinator.engine.messages import StepDone, ToEngine
 from specedge_p2p.tasks import TaskStatus
 
 StepCost = Callable[[int, int], float]
 """Seconds of a step by (rows of the forward, sequences in it)."""
 
+LevelCost = Callable[[float], float]
+"""Seconds of a level of the engine's own draft model by its rows."""
 
-class InlineEngine:
+
+class InlineEngine(MailboxEngine):
     """Implements `ports.Engine` on trio's clock: a step sleeps for what it would have cost.
 
     Args:
         make_core: a fresh core, for the start and after every `crash`.
         step_cost: what a step takes; must be positive, or virtual time stands still.
+        level_cost: what a level takes, for cores that draft by themselves.
         respawn_s: from a crash to the next `Ready`.
     """
 
     def __init__(
-        self, make_core: Callable[[], EngineCore], step_cost: StepCost, respawn_s: float = 0.5
+        self,
+        make_core: Callable[[], EngineCore],
+        step_cost: StepCost,
+        level_cost: LevelCost | None = None,
+        respawn_s: float = 0.5,
     ) -> None:
+        super().__init__()
         self._make_core = make_core
         self._step_cost = step_cost
+        self._level_cost = level_cost
         self._respawn_s = respawn_s
-        self._mailbox = Mailbox()
         self._life: trio.CancelScope | None = None
-
-    @property
-    def is_ready(self) -> bool:
-        return self._mailbox.is_ready
-
-    @property
-    def num_restarts(self) -> int:
-        return self._mailbox.num_restarts
-
-    async def send(self, *messages: ToEngine) -> None:
-        await self._mailbox.send(*messages)
-
-    async def receive(self) -> FromEngine:
-        return await self._mailbox.receive()
 
     def crash(self) -> None:
         """Lose everything, as a killed process would; the engine comes back by itself."""
@@ -67,8 +63,7 @@ class InlineEngine:
 
     async def _live(self, inbox: trio.MemoryReceiveChannel[Letters]) -> None:
         core = self._make_core()
-        one_row = self._step_cost(1, 1)
-        await self._mailbox.deliver(core.ready(one_row, self._step_cost(2, 1) - one_row))
+        await self._mailbox.deliver(core.ready(self._step_price(), self._level_price()))
         waiting: list[ToEngine] = []
         while True:
             if not core.num_queued and not waiting:
@@ -83,11 +78,30 @@ class InlineEngine:
         """The verdict is fixed when the step starts and told when it ends."""
         *failures, done = core.step_next()
         assert isinstance(done, StepDone)  # noqa: S101 - tells the type checker what step_next says
+        level_s = self._levels_cost(done.num_levels, done.num_level_rows)
         if done.num_forward_rows:  # a step whose sessions have all ended costs nothing
-            await trio.sleep(self._step_cost(done.num_forward_rows, len(done.results)))
+            step_s = self._step_cost(done.num_forward_rows, len(done.results))
+            await trio.sleep(level_s + step_s)
         for failure in failures:
             await self._mailbox.deliver(failure)
-        await self._mailbox.deliver(msgspec.structs.replace(done, ended_s=trio.current_time()))
+        now = trio.current_time()
+        await self._mailbox.deliver(msgspec.structs.replace(done, ended_s=now, level_s=level_s))
+
+    def _step_price(self) -> StepPrice:
+        one_row = self._step_cost(1, 1)
+        return StepPrice(one_row, self._step_cost(2, 1) - one_row)
+
+    def _level_price(self) -> StepPrice:
+        if self._level_cost is None:
+            return NO_PRICE
+        one_row = self._level_cost(1)
+        return StepPrice(one_row, self._level_cost(2) - one_row)
+
+    def _levels_cost(self, num_levels: int, num_rows: int) -> float:
+        """Seconds of a step's levels, taken to be of equal widths."""
+        if self._level_cost is None or not num_levels:
+            return 0.0
+        return num_levels * self._level_cost(num_rows / num_levels)
 
 
 def _drain(

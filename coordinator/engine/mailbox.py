@@ -89,3 +89,24 @@ class Mailbox:
         self.close_inbox()
         self._error = text
         self._send_reply.close()
+
+
+class MailboxEngine:
+    """What every engine behind a mailbox shares: the coordinator's side of `ports.Engine`."""
+
+    def __init__(self) -> None:
+        self._mailbox = Mailbox()
+
+    @property
+    def is_ready(self) -> bool:
+        return self._mailbox.is_ready
+
+    @property
+    def num_restarts(self) -> int:
+        return self._mailbox.num_restarts
+
+    async def send(self, *messages: ToEngine) -> None:
+        await self._mailbox.send(*messages)
+
+    async def receive(self) -> FromEngine:
+        return await self._mailbox.receive()

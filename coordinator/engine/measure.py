@@ -1,4 +1,4 @@
-"""What a step costs on this machine: measured once, when the model has been loaded."""
+"""What a step and a level cost on this machine: measured once, when the models have been loaded."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,33 +11,55 @@ from specedge_p2p.noise import KEY_BYTES
 NUM_PREFIX_ROWS = 64
 NUM_ROWS = (1, 8, 32)
 NUM_REPEATS = 3
+BRANCH_WIDTH = 8
+"""Children that a level keeps of every row."""
 _SEQUENCE = 0
 """Sessions are opened after the measurement, so any handle is free."""
+
+Forward = Callable[[Rows], object]
 
 
 @dataclass(frozen=True, slots=True)
 class StepPrice:
-    """A step takes about step_time_s + (rows - 1) * row_time_s."""
+    """A forward takes about step_time_s + (rows - 1) * row_time_s."""
 
     step_time_s: float
     row_time_s: float
 
 
+NO_PRICE = StepPrice(0.0, 0.0)
+
+
 def measure_step(
     model: LanguageModel, clock: Callable[[], float], step_floor_s: float = 0.0
 ) -> StepPrice:
-    """Time forwards of several widths on a short prefix, best of a few, and fit a line."""
+    """Time the target's forwards of several widths on a short prefix and fit a line."""
+    return _measure(model, clock, lambda rows: model.choose([rows]), step_floor_s)
+
+
+def measure_level(model: LanguageModel, clock: Callable[[], float]) -> StepPrice:
+    """The same for a draft model's forwards."""
+    width = min(BRANCH_WIDTH, model.info.vocab_size)
+    return _measure(model, clock, lambda rows: model.expand([rows], width), 0.0)
+
+
+def _measure(
+    model: LanguageModel, clock: Callable[[], float], forward: Forward, floor_s: float
+) -> StepPrice:
     room = min(model.num_free_rows, model.info.max_context)
     num_prefix = min(NUM_PREFIX_ROWS, room // 2)
     widths = [n for n in NUM_ROWS if num_prefix + n <= room] or [1]
     model.add_sequence(_SEQUENCE, SamplingParams(temperature=0.0), bytes(KEY_BYTES))
     try:
         if num_prefix:
-            model.choose([_rows(0, num_prefix, is_tail=False)])
-        times = [_best_time(model, clock, num_prefix, width) for width in widths]
+            forward(_rows(0, num_prefix, is_tail=False))
+        times = []
+        for width in widths:
+            rows = _rows(num_prefix, width, is_tail=True)
+            times.append(min(_time(model, clock, forward, rows) for _ in range(NUM_REPEATS)))
     finally:
         model.drop_sequence(_SEQUENCE)
-    return fit(widths, [max(time, step_floor_s) for time in times])
+    return fit(widths, [max(time, floor_s) for time in times])
 
 
 def fit(num_rows: list[int], times_s: list[float]) -> StepPrice:
@@ -48,16 +70,12 @@ def fit(num_rows: list[int], times_s: list[float]) -> StepPrice:
     return StepPrice(max(float(at_zero + slope), min(times_s)), max(float(slope), 0.0))
 
 
-def _best_time(
-    model: LanguageModel, clock: Callable[[], float], num_prefix: int, width: int
-) -> float:
-    times = []
-    for _ in range(NUM_REPEATS):
-        started_s = clock()
-        model.choose([_rows(num_prefix, width, is_tail=True)])
-        times.append(clock() - started_s)
-        model.compact(_SEQUENCE, ())
-    return min(times)
+def _time(model: LanguageModel, clock: Callable[[], float], forward: Forward, rows: Rows) -> float:
+    started_s = clock()
+    forward(rows)
+    time_s = clock() - started_s
+    model.compact(_SEQUENCE, ())
+    return time_s
 
 
 def _rows(first: int, num: int, is_tail: bool) -> Rows:

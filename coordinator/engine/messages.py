@@ -66,12 +66,14 @@ class SourceFactor(msgspec.Struct, frozen=True, array_like=True):
         draft: number of its draft model; sources with the same one are merged by the larger
             probability, different ones by the rule of `tree/binding.py`.
         quality: share of first guesses of this draft model that are right; the larger is believed.
+        max_rows: most rows of a session that only such sources draft for; 0 for no such bound.
     """
 
     source: int
     factor: float
     draft: int = 0
     quality: float = 0.0
+    max_rows: int = 0
 
 
 class StepEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -96,6 +98,7 @@ class LevelTerms(msgspec.Struct, frozen=True, array_like=True):
         width: most vertices of one session that a level expands.
         factor: what the draft model's path probabilities are scaled with.
         is_fixed: grow max_levels whatever they bring; for measuring fixed trees.
+        draft, quality: see SourceFactor.
     """
 
     level_time_s: float
@@ -106,6 +109,8 @@ class LevelTerms(msgspec.Struct, frozen=True, array_like=True):
     width: int = 4
     factor: float = 1.0
     is_fixed: bool = False
+    draft: int = 0
+    quality: float = 0.0
 
 
 class VerificationBatch(EngineMessage, frozen=True, array_like=True, tag=5):
@@ -139,6 +144,7 @@ class Ready(EngineMessage, frozen=True, array_like=True, tag=32):
     step_time_s and row_time_s: fitted time of a step with one row, and of each further row.
     level_time_s and level_row_time_s: the same of a level of the engine's own draft model; 0
         without one.
+    draft_fingerprint: of that model, empty without one.
     """
 
     model: str
@@ -151,6 +157,7 @@ class Ready(EngineMessage, frozen=True, array_like=True, tag=32):
     row_time_s: float
     level_time_s: float = 0.0
     level_row_time_s: float = 0.0
+    draft_fingerprint: bytes = b""
 
 
 class SourceSeen(msgspec.Struct, frozen=True, array_like=True):

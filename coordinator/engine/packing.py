@@ -91,6 +91,8 @@ def plain(bound: BoundRows) -> BoundRows:
         sources=bound.sources[:1],
         seconds=bound.seconds[:1],
         is_ngram=bound.is_ngram[:1],
+        covered=bound.covered[:1],
+        is_own=bound.is_own[:1],
     )
 
 
@@ -131,7 +133,12 @@ def cut(token_ids: Sequence[int], num_committed: int, ending: Ending) -> tuple[i
 
 
 def _token_source(bound: BoundRows, row: int) -> TokenSource:
-    return TokenSource(int(bound.sources[row]), int(bound.seconds[row]), bool(bound.is_ngram[row]))
+    return TokenSource(
+        int(bound.sources[row]),
+        int(bound.seconds[row]),
+        bool(bound.is_ngram[row]),
+        bool(bound.is_own[row]),
+    )
 
 
 def _positions(first: int, num: int) -> TokenIds:

@@ -6,13 +6,15 @@ from coordinator.engine.messages import (
     NGRAM_ORDERS,
     AddVertices,
     OpenSession,
+    SourceSeen,
     StepEntry,
     VerificationBatch,
 )
+from coordinator.engine.own_tree import OwnTree
 from coordinator.engine.packing import Ending, Outcome
 from coordinator.engine.settings import EngineLimits
 from specedge_p2p.lm.ports import MAX_TAIL_SLOTS
-from specedge_p2p.tree.binding import BindLimits, BoundRows, SourceTree, bind
+from specedge_p2p.tree.binding import BindLimits, BoundRows, SourceTree, bind, first_guess
 from specedge_p2p.tree.draft_tree import TreeError
 from specedge_p2p.tree.ngram import NgramGuess, NgramIndex
 from specedge_p2p.tree.received_tree import ReceivedTree
@@ -34,6 +36,8 @@ class EngineSession:
         self.age = age
         """Rises with every session opened: the youngest has the highest."""
         self.ending = ending
+        self.sampling = opened.sampling
+        self.noise_key = opened.noise_key
         self._vocab_size = vocab_size
         self.token_ids = list(opened.token_ids)
         self.num_rows = 0
@@ -41,11 +45,21 @@ class EngineSession:
         self.finish = ""
         self._ngram = NgramIndex(opened.token_ids)
         self._trees: dict[int, ReceivedTree] = {}
+        self.own: OwnTree | None = None
+        """What the engine's own draft model knows; grown and given by `own_draft.py`."""
 
     @property
     def num_missing_rows(self) -> int:
         """Tokens that prefill still has to write."""
         return 0 if self.is_prefilled else len(self.token_ids) - self.num_rows
+
+    @property
+    def max_depth(self) -> int:
+        """Most levels below the root.
+
+        A row at the last free position would choose a token that cannot stand any more.
+        """
+        return self.ending.max_position - len(self.token_ids) - 1
 
     @property
     def num_sources(self) -> int:
@@ -105,13 +119,16 @@ class EngineSession:
 
     def bind(self, entry: StepEntry, batch: VerificationBatch, guess: NgramGuess) -> BoundRows:
         """The root and what is worth verifying below it, as of now."""
-        factors = {named.source: named.factor for named in entry.sources}
         sources = [
-            SourceTree(source, self._trees[source], factor)
-            for source, factor in factors.items()
-            if source in self._trees
+            SourceTree(named.source, tree, named.factor, named.draft, named.quality)
+            for named in {named.source: named for named in entry.sources}.values()
+            if (tree := self._trees.get(named.source)) is not None
         ]
-        return bind(
+        terms = batch.levels
+        own = None if terms is None else self.own
+        if terms is not None and own is not None:
+            sources.append(own.source(terms))
+        bound = bind(
             root_token=self.token_ids[-1],
             sources=sources,
             ngram=guess,
@@ -119,10 +136,24 @@ class EngineSession:
             limits=BindLimits(
                 row_price=batch.row_price,
                 max_rows=max(0, min(entry.max_rows, MAX_TAIL_SLOTS - 1)),
-                # a row at the last free position would choose a token that cannot stand any more
-                max_depth=self.ending.max_position - len(self.token_ids) - 1,
+                max_depth=self.max_depth,
             ),
         )
+        return bound if own is None else own.guesses(bound)
+
+    def seen(self, chosen: int) -> list[SourceSeen]:
+        """How all trees fared that had something to say about the next token, before its commit.
+
+        Args:
+            chosen: that token.
+        """
+        found = []
+        for source, tree in self._trees.items():
+            if seen := first_guess(SourceTree(source, tree), chosen):
+                found.append(SourceSeen(source, seen.predicted, seen.is_hit))
+        if self.own is not None and (own := self.own.first_guess(chosen)):
+            found.append(own)
+        return found
 
     def commit(self, outcome: Outcome) -> None:
         """Take what a forward decided; a finished session forgets its trees."""
@@ -133,8 +164,11 @@ class EngineSession:
         self.finish = outcome.finish
         if self.finish:
             self._trees.clear()
+            self.own = None
             return
         self._ngram.commit(new)
+        if self.own is not None:
+            self.own.commit(new)
         for tree in self._trees.values():
             tree.commit(new)
 

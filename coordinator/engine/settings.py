@@ -42,6 +42,7 @@ class EngineLimits:
         max_sources: nodes whose trees one session holds.
         max_live_vertices: live vertices of one source in one session.
         max_prefill_rows: prompt tokens in one forward, whatever a batch allows.
+        max_draft_prefill_rows: known tokens that the engine's own draft model reads in one step.
     """
 
     max_sessions: int = 64
@@ -49,6 +50,7 @@ class EngineLimits:
     max_sources: int = 16
     max_live_vertices: int = 1024
     max_prefill_rows: int = 4096
+    max_draft_prefill_rows: int = 512
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,11 @@
 """What one session brings to one forward."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from coordinator.engine.messages import EntryResult, StepEntry, VerificationBatch
+import numpy as np
+
+from coordinator.engine.messages import EntryResult, SourceSeen, StepEntry, VerificationBatch
 from coordinator.engine.packing import Outcome, plain, prefill_rows, tree_rows
 from coordinator.engine.session import EngineSession
 from specedge_p2p.lm.ports import Rows
@@ -18,8 +21,13 @@ class Work:
 
     session: EngineSession
     rows: Rows
+    entry: StepEntry | None = None
     bound: BoundRows | None = None
     guess: NgramGuess = NO_GUESS
+
+    @property
+    def must(self) -> bool:
+        return self.entry is not None and self.entry.must
 
     @property
     def num_tree_rows(self) -> int:
@@ -36,7 +44,29 @@ def prefill_work(session: EngineSession, share: int) -> Work:
 def tree_work(session: EngineSession, entry: StepEntry, batch: VerificationBatch) -> Work:
     guess = session.guess() if batch.ngram_hit_rates else NO_GUESS
     bound = session.bind(entry, batch, guess)
-    return Work(session, tree_rows(session.number, session.num_rows, bound), bound, guess)
+    return Work(session, tree_rows(session.number, session.num_rows, bound), entry, bound, guess)
+
+
+def rebound(work: Work, batch: VerificationBatch) -> Work:
+    """The same session bound to what is known by now."""
+    if work.entry is None:
+        return work
+    bound = work.session.bind(work.entry, batch, work.guess)
+    rows = tree_rows(work.session.number, work.session.num_rows, bound)
+    return replace(work, rows=rows, bound=bound)
+
+
+def take_fewer(trees: Sequence[Work], max_sessions: int) -> list[Work]:
+    """Those that must be in the step, then those with rows to verify, each in their order.
+
+    Args:
+        trees: bound sessions.
+        max_sessions: how many may stay, 0 for all.
+    """
+    if not max_sessions:
+        return list(trees)
+    order = sorted(trees, key=lambda work: (not work.must, not work.num_tree_rows))
+    return order[:max_sessions]
 
 
 def plain_work(work: Work) -> Work:
@@ -47,16 +77,25 @@ def plain_work(work: Work) -> Work:
     return replace(work, rows=rows, bound=bound)
 
 
-def result_of(work: Work, outcome: Outcome, from_position: int) -> EntryResult:
-    guess = work.guess
+def result_of(
+    work: Work, outcome: Outcome, from_position: int, seen: list[SourceSeen]
+) -> EntryResult:
+    guess, bound = work.guess, work.bound
     return EntryResult(
         session=work.session.number,
         from_position=from_position,
         token_ids=list(outcome.token_ids),
         sources=list(outcome.sources),
         num_rows=work.num_tree_rows,
-        num_source_rows=0 if work.bound is None else int((work.bound.sources > 0).sum()),
+        num_source_rows=0 if bound is None else int((bound.sources > 0).sum()),
         ngram_order=guess.order,
         ngram_hit=bool(guess.token_ids) and guess.token_ids[0] == outcome.token_ids[0],
         finish=outcome.finish,
+        num_own_rows=0 if bound is None else _num_own_rows(bound),
+        seen=seen,
     )
+
+
+def _num_own_rows(bound: BoundRows) -> int:
+    """Rows that nobody but the engine's own draft model proposed."""
+    return int(np.sum(bound.is_own & (bound.sources == 0) & ~bound.is_ngram))

@@ -5,24 +5,45 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coordinator.engine.messages import NGRAM_ORDERS
+from coordinator.scheduler.regression import TimeModel
 
-LEAST_ROW_PRICE = 0.02
+LEAST_ROW_PRICE = 0.003
 """However cheap a row looked when the device was measured alone: it is never quite free."""
 _BELIEF_GUESSES = 8.0
 """The initial rates weigh as much as this many guesses."""
+_SHAPE_KEPT = 0.95
+"""How much of the usual shape of a step is kept when another one was seen."""
+_TINY_S = 1e-6
+_CALIBRATED_ROWS = (1, 8, 32)
+"""Widths that an engine measures when it starts."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepCosts:
-    """Fitted time of an engine step.
+    """Fitted time of an engine step without its own drafting.
 
     Args:
-        step_time_s: of a step with one row.
-        row_time_s: of each further row.
+        step_time_s: of a step with one row and no context.
+        row_time_s: of each further row, of trees or of prompts.
+        sequence_time_s: of each further sequence.
+        context_time_s: of each cached row that the step attends to.
     """
 
     step_time_s: float
     row_time_s: float
+    sequence_time_s: float = 0.0
+    context_time_s: float = 0.0
+
+    def predict(
+        self, num_rows: float, num_sequences: float = 1.0, num_context_rows: float = 0.0
+    ) -> float:
+        """Seconds of a step with at least one row."""
+        return (
+            self.step_time_s
+            + max(0.0, num_rows - 1) * self.row_time_s
+            + max(0.0, num_sequences - 1) * self.sequence_time_s
+            + num_context_rows * self.context_time_s
+        )
 
     def row_price(self, tokens_per_s: float) -> float:
         """Expected tokens that one more row must bring to be worth its time, 0 to 1.
@@ -31,6 +52,90 @@ class StepCosts:
             tokens_per_s: committed tokens per second of engine time.
         """
         return min(1.0, max(LEAST_ROW_PRICE, tokens_per_s * self.row_time_s))
+
+
+@dataclass(frozen=True, slots=True)
+class LevelCosts:
+    """Fitted time of a level of the engine's own draft model: with one row, each further row."""
+
+    level_time_s: float
+    level_row_time_s: float
+
+
+class StepTimes:
+    """Learns StepCosts from the steps that were run.
+
+    Args:
+        calibrated: what the engine measured when it started.
+    """
+
+    def __init__(self, calibrated: StepCosts) -> None:
+        whole = max(calibrated.step_time_s, _TINY_S)
+        self._model = TimeModel(
+            prior_s=(
+                whole,
+                calibrated.row_time_s,
+                calibrated.sequence_time_s,
+                calibrated.context_time_s,
+            ),
+            # Doubts where nothing was calibrated: a row may well cost 1/400 of a step, a sequence
+            # 1/100, a cached row 1/200,000.
+            units_s=(whole, max(calibrated.row_time_s, whole / 400), whole / 100, whole / 200_000),
+            measured=[(1.0, rows - 1.0, 0.0, 0.0) for rows in _CALIBRATED_ROWS],
+        )
+
+    @property
+    def costs(self) -> StepCosts:
+        return StepCosts(*self._model.coefficients_s)
+
+    def observe(
+        self, num_rows: int, num_sequences: int, num_context_rows: int, time_s: float
+    ) -> None:
+        """A step with at least one row took `time_s`, the levels of its own drafting left out."""
+        features = (1.0, num_rows - 1.0, max(0.0, num_sequences - 1.0), float(num_context_rows))
+        self._model.observe(features, time_s)
+
+
+class LevelTimes:
+    """Learns LevelCosts from the levels that an engine's own draft model ran.
+
+    Args:
+        calibrated: what the engine measured when it started.
+    """
+
+    def __init__(self, calibrated: LevelCosts) -> None:
+        whole = max(calibrated.level_time_s, _TINY_S)
+        self._model = TimeModel(
+            prior_s=(whole, calibrated.level_row_time_s),
+            units_s=(whole, max(calibrated.level_row_time_s, whole / 400)),
+            measured=[(1.0, rows - 1.0) for rows in _CALIBRATED_ROWS],
+        )
+
+    @property
+    def costs(self) -> LevelCosts:
+        return LevelCosts(*self._model.coefficients_s)
+
+    def observe(self, num_levels: int, num_rows: int, time_s: float) -> None:
+        """The levels of one step, at least one, took `time_s` together."""
+        rows_each = num_rows / num_levels
+        self._model.observe((1.0, max(0.0, rows_each - 1.0)), time_s / num_levels)
+
+
+class StepShape:
+    """What a decoding session usually brings to a step."""
+
+    def __init__(self) -> None:
+        self.rows_per_session = 1.0
+        self.context_per_session = 0.0
+
+    def observe(self, num_rows: int, num_context_rows: int, num_sessions: int) -> None:
+        """A step verified `num_rows` rows of `num_sessions` decoding sessions."""
+        if num_sessions < 1:
+            return
+        new = 1.0 - _SHAPE_KEPT
+        rows, context = num_rows / num_sessions, num_context_rows / num_sessions
+        self.rows_per_session += new * (max(1.0, rows) - self.rows_per_session)
+        self.context_per_session += new * (context - self.context_per_session)
 
 
 class Throughput:
@@ -98,12 +203,29 @@ class Costs:
         step: see StepCosts.
         tokens_per_s: see Throughput.
         ngram_hit_rates: see NgramRates.
+        level: see LevelCosts; None where the engine has no draft model.
+        own_factor, own_draft, own_quality: of that draft model, see factors.py.
+        rows_per_session, context_per_session: see StepShape.
     """
 
     step: StepCosts
     tokens_per_s: float
     ngram_hit_rates: tuple[float, ...]
+    level: LevelCosts | None = None
+    own_factor: float = 1.0
+    own_draft: int = 0
+    own_quality: float = 0.0
+    rows_per_session: float = 1.0
+    context_per_session: float = 0.0
 
     @property
     def row_price(self) -> float:
         return self.step.row_price(self.tokens_per_s)
+
+    def decode_time_s(self, num_sessions: int) -> float:
+        """Predicted step of `num_sessions` decoding sessions, without prompts and levels."""
+        return self.step.predict(
+            num_sessions * self.rows_per_session,
+            num_sessions,
+            num_sessions * self.context_per_session,
+        )

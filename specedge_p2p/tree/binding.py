@@ -3,12 +3,17 @@
 Best first from the root down, so that only vertices next to chosen ones are ever looked at. The
 probability of a row never exceeds its parent's, whatever a node claims, so the rows are
 prefix-closed.
+
+Trees are merged by (parent, token). Those of one draft model by the larger scaled probability of
+the way from the root. Where several draft models expanded a vertex, the best of them says how
+probable its children are given the vertex; a child that only a lesser one proposed counts
+LESSER_SHARE of what that one says.
 """
 
 import heapq
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -20,20 +25,29 @@ from specedge_p2p.tree.received_tree import ReceivedTree
 _NEVER = 1 << 62
 """Arrival of vertices that no node sent: they lose every tie."""
 
+LESSER_SHARE = 0.4
+"""What a guess counts that a better draft model, asked at the same vertex, did not make."""
+
 
 @dataclass(frozen=True, slots=True)
 class SourceTree:
-    """A node's tree in a session.
+    """A node's tree in a session, or the engine's own.
 
     Args:
-        source: number of the node's assignment, above 0.
+        source: number of the node's assignment, above 0; 0 for the engine's own tree.
         tree: brings rows only while it `is_full`.
-        factor: what its path probabilities are multiplied with.
+        factor: what its path probabilities are multiplied with, once per path.
+        draft: number of its draft model.
+        quality: how far that draft model is believed, the largest that any of its trees says.
+        is_own: the engine's own tree, which earns no credit.
     """
 
     source: int
     tree: ReceivedTree
     factor: float = 1.0
+    draft: int = 0
+    quality: float = 0.0
+    is_own: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +72,12 @@ class BoundRows:
     Args:
         token_ids, parents, depths: int32 [R]; parents are rows, the root's is -1.
         probs: float32 [R], estimated probability that the row is on the accepted path.
-        sources: int32 [R], whose vertex arrived first, 0 for none.
-        seconds: int32 [R], another source that has it, 0 for none.
+        sources: int32 [R], the node whose vertex arrived first, 0 for none.
+        seconds: int32 [R], another node that has it, 0 for none.
         is_ngram: bool [R], the n-gram guess has it.
+        covered: float32 [R], sum of the probabilities of all known children, those that are no
+            rows too, at most the row's own; the row's own where nothing may lie below it.
+        is_own: bool [R], the engine's own tree has it.
     """
 
     token_ids: npt.NDArray[np.int32]
@@ -70,9 +87,20 @@ class BoundRows:
     sources: npt.NDArray[np.int32]
     seconds: npt.NDArray[np.int32]
     is_ngram: npt.NDArray[np.bool_]
+    covered: npt.NDArray[np.float32]
+    is_own: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+
+@dataclass(slots=True)
+class _Held:
+    """One source's vertex: its way from the root has probability factor * exp(total - base)."""
+
+    at: int
+    vertex: Vertex
+    base: float
 
 
 @dataclass(slots=True)
@@ -82,10 +110,20 @@ class _Merged:
     token_id: int
     parent_row: int
     depth: int
+    guessed: float = 0.0
+    """Its probability by the trees alone, not held at 1: factors may exceed it."""
     prob: float = 0.0
-    holders: tuple[tuple[int, Vertex], ...] = ()
-    """(position of the source, its vertex), first arrival first."""
+    held: list[_Held] = field(default_factory=list)
     is_ngram: bool = False
+    covered: float = 0.0
+
+    def nodes(self, sources: Sequence[SourceTree]) -> list[_Held]:
+        """What nodes hold of it, first arrival first."""
+        nodes = [held for held in self.held if not sources[held.at].is_own]
+        return sorted(nodes, key=lambda held: (held.vertex.arrival, held.at))
+
+
+_Entry = tuple[float, int, int, int, int, int, _Merged]
 
 
 class _Binder:
@@ -97,72 +135,95 @@ class _Binder:
         limits: BindLimits,
     ) -> None:
         self.sources = [source for source in sources if source.tree.is_full]
-        self.roots = [source.tree.tree.vertex(source.tree.matched) for source in self.sources]
+        self.ranks = _ranks(self.sources)
         self.ngram = ngram
         self.ngram_hit_rate = ngram_hit_rate
         self.limits = limits
 
     def rows(self, root_token: int) -> list[_Merged]:
-        holders = tuple(enumerate(self.roots))
-        root = _Merged(root_token, -1, 0, 1.0, holders, bool(self.ngram.token_ids))
+        roots = [source.tree.tree.vertex(source.tree.matched) for source in self.sources]
+        held = [_Held(at, root, root.total) for at, root in enumerate(roots)]
+        root = _Merged(root_token, -1, 0, 1.0, 1.0, held, bool(self.ngram.token_ids))
         rows = [root]
-        heap: list[tuple[float, int, int, int, int, int, _Merged]] = []
+        heap: list[_Entry] = []
         self._push_children(heap, root, 0)
         while heap and len(rows) <= self.limits.max_rows:
             best = heapq.heappop(heap)[-1]
             rows.append(best)
-            if len(rows) <= self.limits.max_rows:
-                self._push_children(heap, best, len(rows) - 1)
+            self._push_children(heap, best, len(rows) - 1)
         return rows
 
-    def _push_children(
-        self,
-        heap: list[tuple[float, int, int, int, int, int, _Merged]],
-        above: _Merged,
-        row: int,
-    ) -> None:
-        depth = above.depth + 1
-        if depth > self.limits.max_depth:
+    def _push_children(self, heap: list[_Entry], above: _Merged, row: int) -> None:
+        if above.depth >= self.limits.max_depth:
+            above.covered = above.prob
             return
-        children = self._from_sources(above)
-        if above.is_ngram and depth <= len(self.ngram.token_ids):
-            token_id = self.ngram.token_ids[depth - 1]
-            found = children.setdefault(token_id, _Merged(token_id, row, depth))
-            found.is_ngram = True
-            missed = (1.0 - found.prob) * (1.0 - self.ngram_hit_rate**depth)
-            found.prob = 1.0 - missed
-        for child in children.values():
-            child.prob = min(child.prob, above.prob)
+        children = self._children(above, row)
+        for child in children:
+            above.covered = min(above.prob, above.covered + child.prob)
             if child.prob < self.limits.row_price:
                 continue
-            child.parent_row = row
-            arrival, index = _NEVER, _NEVER
-            if child.holders:
-                first = child.holders[0][1]
-                arrival, index = first.arrival, first.index
-            entry = (-child.prob, depth, arrival, index, child.token_id, row, child)
+            nodes = child.nodes(self.sources)
+            first = nodes[0].vertex if nodes else None
+            arrival, index = (first.arrival, first.index) if first else (_NEVER, _NEVER)
+            entry = (-child.prob, child.depth, arrival, index, child.token_id, row, child)
             heapq.heappush(heap, entry)
 
-    def _from_sources(self, above: _Merged) -> dict[int, _Merged]:
-        """The children that the trees have, each with the largest of their probabilities."""
-        children: dict[int, _Merged] = {}
+    def _children(self, above: _Merged, row: int) -> Iterable[_Merged]:
+        """All known children of a vertex with their probabilities."""
         depth = above.depth + 1
-        for at, vertex in above.holders:
-            factor = self.sources[at].factor
-            root_total = self.roots[at].total
-            for token_id, below in vertex.children.items():
-                prob = min(1.0, factor * math.exp(below.total - root_total))
-                found = children.get(token_id)
-                if found is None:
-                    children[token_id] = _Merged(token_id, -1, depth, prob, ((at, below),))
-                else:
-                    found.prob = max(found.prob, prob)
-                    found.holders = tuple(sorted((*found.holders, (at, below)), key=_arrival))
-        return children
+        found: dict[int, _Merged] = {}
+        for held in above.held:
+            for token_id, vertex in held.vertex.children.items():
+                child = found.setdefault(token_id, _Merged(token_id, row, depth))
+                child.held.append(_Held(held.at, vertex, held.base))
+        leading = min(
+            (self.ranks[held.at] for held in above.held if held.vertex.children), default=0
+        )
+        for child in found.values():
+            self._merge(child, leading)
+        if above.is_ngram and depth <= len(self.ngram.token_ids):
+            token_id = self.ngram.token_ids[depth - 1]
+            child = found.setdefault(token_id, _Merged(token_id, row, depth))
+            child.is_ngram = True
+            missed = (1.0 - min(1.0, child.guessed)) * (1.0 - self.ngram_hit_rate**depth)
+            child.prob = 1.0 - missed
+        for child in found.values():
+            child.prob = min(child.prob, above.prob)
+        return found.values()
+
+    def _merge(self, child: _Merged, leading: int) -> None:
+        """Settle what the trees say of a child, and what each of them is scaled with below it."""
+        by_rank: dict[int, float] = {}
+        for held in child.held:
+            rank = self.ranks[held.at]
+            by_rank[rank] = max(by_rank.get(rank, 0.0), self._claim(held))
+        believed = min(by_rank)
+        share = 1.0 if believed == leading else LESSER_SHARE
+        child.guessed = share * by_rank[believed]
+        child.prob = min(1.0, child.guessed)
+        for held in child.held:
+            said = by_rank[self.ranks[held.at]]
+            if said != child.guessed:
+                held.base += _ratio_log(said, child.guessed)
+
+    def _claim(self, held: _Held) -> float:
+        return self.sources[held.at].factor * math.exp(held.vertex.total - held.base)
 
 
-def _arrival(holder: tuple[int, Vertex]) -> tuple[int, int]:
-    return holder[1].arrival, holder[0]
+def _ranks(sources: Sequence[SourceTree]) -> list[int]:
+    """Place of each source's draft model among them, 0 for the most believed."""
+    qualities: dict[int, float] = {}
+    for source in sources:
+        qualities[source.draft] = max(qualities.get(source.draft, -math.inf), source.quality)
+    order = sorted(qualities, key=lambda draft: (-qualities[draft], draft))
+    return [order.index(source.draft) for source in sources]
+
+
+def _ratio_log(said: float, counts: float) -> float:
+    """What to add to a base so that `said` becomes `counts`; nothing that vanishes comes back."""
+    if said <= 0.0 or counts <= 0.0:
+        return math.inf
+    return math.log(said) - math.log(counts)
 
 
 def bind(
@@ -172,26 +233,56 @@ def bind(
     ngram_hit_rate: float,
     limits: BindLimits,
 ) -> BoundRows:
-    """Choose one session's rows: by probability, then depth, then arrival.
+    """Choose one session's rows: by probability, then depth, then arrival, index and token.
 
     Args:
         root_token: the last committed token.
-        sources: the nodes' trees; of those that share a vertex the largest probability counts.
+        sources: the trees of nodes and of the engine.
         ngram: a chain below the root.
         ngram_hit_rate: probability of its first token; each further one has the same again.
         limits: see BindLimits.
     """
     binder = _Binder(sources, ngram, ngram_hit_rate, limits)
     rows = binder.rows(root_token)
-    numbers = [source.source for source in binder.sources]
-    held = [[numbers[at] for at, _ in row.holders] for row in rows]
-    held[0] = []  # nobody guessed the root
+    nodes = [[binder.sources[h.at].source for h in row.nodes(binder.sources)] for row in rows]
+    nodes[0] = []  # nobody guessed the root
+    own = [any(binder.sources[h.at].is_own for h in row.held) for row in rows]
+    own[0] = False
     return BoundRows(
         token_ids=np.array([row.token_id for row in rows], dtype=np.int32),
         parents=np.array([row.parent_row for row in rows], dtype=np.int32),
         depths=np.array([row.depth for row in rows], dtype=np.int32),
         probs=np.array([row.prob for row in rows], dtype=np.float32),
-        sources=np.array([by[0] if by else 0 for by in held], dtype=np.int32),
-        seconds=np.array([by[1] if len(by) > 1 else 0 for by in held], dtype=np.int32),
+        sources=np.array([by[0] if by else 0 for by in nodes], dtype=np.int32),
+        seconds=np.array([by[1] if len(by) > 1 else 0 for by in nodes], dtype=np.int32),
         is_ngram=np.array([row.is_ngram and row.depth > 0 for row in rows], dtype=bool),
+        covered=np.array([row.covered for row in rows], dtype=np.float32),
+        is_own=np.array(own, dtype=bool),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How a tree's first level fared against the target's choice.
+
+    Args:
+        predicted: sum of the unscaled probabilities of the root's children, at most 1.
+        is_hit: one of them was the choice.
+    """
+
+    predicted: float
+    is_hit: bool
+
+
+def first_guess(source: SourceTree, chosen: int) -> Seen | None:
+    """Score a tree against the target's choice after the root, before that is committed.
+
+    None when the tree is not full or has nothing at its root.
+    """
+    if not source.tree.is_full:
+        return None
+    children = source.tree.tree.vertex(source.tree.matched).children
+    if not children:
+        return None
+    predicted = sum(math.exp(child.log_prob) for child in children.values())
+    return Seen(min(1.0, predicted), chosen in children)

@@ -1,7 +1,7 @@
 """What the scheduler is told and what it learns."""
 
 from coordinator.engine.messages import NGRAM_ORDERS, EntryResult, Ready, SourceFactor, StepDone
-from coordinator.policy import StepPolicy
+from coordinator.policy import FORGET_STEPS, MAX_IN_FLIGHT, StepPolicy
 from coordinator.scheduler.plan import PlanLimits
 from coordinator.sessions import Session
 from tests.support.results import session
@@ -32,7 +32,7 @@ def test_every_live_session_is_in_every_step_with_its_sources() -> None:
     given = {s.number: [SourceFactor(10 + s.number, 1.0)] for s in sessions}
     batch = policy.plan(sessions, lambda s: given[s.number])
     assert {e.session: e.sources for e in batch.entries} == given
-    assert batch.prefill_tokens == 100
+    assert batch.prefill_tokens == 100  # nothing streams yet
     assert policy.plan(sessions, no_sources).step_no == batch.step_no + 1
 
 
@@ -77,6 +77,7 @@ def test_the_rates_of_the_ngram_guess_are_learned_per_order() -> None:
 def test_sessions_that_left_are_forgotten() -> None:
     policy = StepPolicy(PlanLimits(), Clock())
     policy.calibrate(READY)
-    for number in range(1, 200):
+    for number in range(1, 4 * FORGET_STEPS):
         policy.plan([session(number)], no_sources)
-    assert len(policy._last_planned_s) == 1
+        assert len(policy._sessions) == len(policy._queues) <= 2 * FORGET_STEPS
+        assert len(policy._in_flight) <= MAX_IN_FLIGHT

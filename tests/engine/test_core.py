@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.engine.core import EngineCore
+from coordinator.engine.measure import StepPrice
 from coordinator.engine.messages import (
     AddVertices,
     CloseSession,
@@ -83,14 +84,14 @@ def test_law1_output_of_plain_rows_is_the_references(sampling: SamplingParams) -
     assert num_steps == 16
 
 
-def test_prefill_goes_in_chunks_oldest_first() -> None:
+def test_prefill_goes_in_chunks_in_the_order_of_the_entries() -> None:
     run = make_run()
     run.open(open_session(1, PROMPT))
     run.open(open_session(2, PROMPT[:5]))
-    done = run.step(batch([2, 1], prefill_tokens=4))
+    done = run.step(batch([1, 2], prefill_tokens=4))
     assert [(r.session, r.token_ids) for r in done.results] == [(1, [])]
-    assert done.num_forward_rows == 4
-    done = run.step(batch([2, 1], prefill_tokens=4))
+    assert (done.num_forward_rows, done.num_prefill_rows) == (4, 4)
+    done = run.step(batch([1, 2], prefill_tokens=4))
     assert [r.session for r in done.results] == [1, 2]
     first = done.results[0]
     assert first.from_position == len(PROMPT)
@@ -696,7 +697,7 @@ def test_a_failed_step_that_wrote_rows_is_not_built_upon() -> None:
 
 
 def test_ready_says_what_the_model_is() -> None:
-    ready = make_core().ready(0.02, 0.001)
+    ready = make_core().ready(StepPrice(0.02, 0.001))
     assert (ready.model, ready.vocab_size, ready.eos_token_ids) == ("toy", 32, [EOS])
     assert (ready.step_time_s, ready.row_time_s) == (0.02, 0.001)
     assert np.isfinite(ready.max_context)

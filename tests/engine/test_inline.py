@@ -21,7 +21,7 @@ def make_engine(respawn_s: float = 0.5) -> InlineEngine:
     def make_core() -> EngineCore:
         return EngineCore(ToyModel(PARAMS), trio.current_time)
 
-    return InlineEngine(make_core, lambda rows, sequences: 0.1 + 0.01 * rows, respawn_s)
+    return InlineEngine(make_core, lambda rows, sequences: 0.1 + 0.01 * rows, respawn_s=respawn_s)
 
 
 async def step_done(engine: Engine) -> StepDone:

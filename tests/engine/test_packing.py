@@ -35,6 +35,8 @@ def bound(tokens: list[int], parents: list[int]) -> BoundRows:
         sources=np.array([0, *range(11, 10 + count)], np.int32),
         seconds=np.zeros(count, np.int32),
         is_ngram=np.array([False, True] + [False] * count)[:count],
+        covered=np.zeros(count, np.float32),
+        is_own=np.zeros(count, np.bool_),
     )
 
 

@@ -17,7 +17,7 @@ def test_every_live_session_is_in_the_step() -> None:
     assert batch.entries == [StepEntry(1, 8, [factor]), StepEntry(2, 8, [])]
     assert batch.row_price == pytest.approx(0.05)
     assert batch.ngram_hit_rates == [0.6, 0.5, 0.3]
-    assert batch.prefill_tokens == 300
+    assert batch.max_sessions == 0
 
 
 def test_law3_critical_path_is_free_of_nodes() -> None:

@@ -7,6 +7,7 @@ from coordinator.engine.core import EngineCore
 from coordinator.engine.messages import (
     AddVertices,
     EntryResult,
+    LevelTerms,
     OpenSession,
     SourceFactor,
     StepDone,
@@ -52,14 +53,21 @@ def batch(
     row_price: float = 0.0,
     hit_rates: Sequence[float] = HIT_RATES,
     prefill_tokens: int = 1000,
+    max_sessions: int = 0,
+    must: Sequence[int] = (),
+    levels: LevelTerms | None = None,
 ) -> VerificationBatch:
     factors = [SourceFactor(source, 1.0) for source in sources]
     return VerificationBatch(
         step_no=step_no,
-        entries=[StepEntry(session, max_rows, factors) for session in sessions],
+        entries=[
+            StepEntry(session, max_rows, factors, must=session in must) for session in sessions
+        ],
         row_price=row_price,
         ngram_hit_rates=list(hit_rates),
         prefill_tokens=prefill_tokens,
+        max_sessions=max_sessions,
+        levels=levels,
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specedge_p2p.tree.binding import BindLimits, BoundRows, SourceTree, bind
+from specedge_p2p.tree.binding import BindLimits, BoundRows, Seen, SourceTree, bind, first_guess
 from specedge_p2p.tree.ngram import NgramGuess
 from specedge_p2p.tree.received_tree import ReceivedTree
 from tests.support.trees import columns
@@ -99,6 +99,83 @@ def test_no_row_lies_below_max_depth_and_no_more_than_max_rows_are_taken() -> No
     assert len(bind(9, [source], guess, 1.0, BindLimits(0.0, 8, 0))) == 1
     assert len(bind(9, [source], guess, 1.0, BindLimits(0.0, 1, 9))) == 2
     assert len(bind(9, [source], guess, 1.0, BindLimits(0.0, 0, 9))) == 1
+
+
+def test_the_better_draft_model_says_how_probable_the_children_are() -> None:
+    small = received((1, [(0, 1, HALF), (0, 2, HALF), (1, 4, HALF)]))
+    large = received((2, [(0, 1, math.log(0.8)), (0, 3, math.log(0.1))]))
+    sources = [SourceTree(5, small, draft=1, quality=0.7), SourceTree(6, large, 1.0, 2, 0.8)]
+    expected = [(1, 0, 0.8), (4, 1, 0.4), (2, 0, 0.2), (3, 0, 0.1)]
+    # 4: half of what its parent has, for the larger model says nothing there; 2: 0.4 of a half
+    assert shape(bind(9, sources[::-1], NO_GUESS, 0.5, ALL)) == expected
+    rows = bind(9, sources, NO_GUESS, 0.5, ALL)
+    assert shape(rows) == expected
+    assert rows.sources.tolist() == [0, 5, 5, 5, 6]
+    assert rows.seconds.tolist() == [0, 6, 0, 0, 0]
+    assert rows.covered.tolist() == np.array([1.0, 0.4, 0, 0, 0], np.float32).tolist()
+
+
+def test_between_drafts_of_equal_quality_the_lower_number_is_believed() -> None:
+    one, two = received((1, [(0, 1, HALF)])), received((2, [(0, 1, QUARTER)]))
+    sources = [SourceTree(5, one, draft=2, quality=0.7), SourceTree(6, two, 1.0, 1, 0.7)]
+    assert shape(bind(9, sources, NO_GUESS, 0.5, ALL)) == [(1, 0, 0.25)]
+
+
+def test_a_factor_scales_a_path_once_however_the_drafts_change_along_it() -> None:
+    small = received((1, [(0, 1, HALF), (1, 2, HALF), (2, 3, HALF)]))
+    large = received((2, [(0, 1, HALF), (1, 2, QUARTER)]))
+    sources = [SourceTree(5, small, 0.5, 1, 0.7), SourceTree(6, large, 0.8, 2, 0.8)]
+    rows = bind(9, sources, NO_GUESS, 0.5, ALL)
+    assert shape(rows) == [(1, 0, 0.4), (2, 1, 0.1), (3, 2, 0.05)]
+
+
+def test_what_vanished_in_one_tree_does_not_come_back_through_another() -> None:
+    lost = received((1, [(0, 1, -2000.0), (1, 2, 0.0)]))
+    large = received((2, [(0, 1, HALF)]))
+    sources = [SourceTree(5, lost, 1.0, 1, 0.7), SourceTree(6, large, 1.0, 2, 0.8)]
+    assert shape(bind(9, sources, NO_GUESS, 0.5, ALL)) == [(1, 0, 0.5), (2, 1, 0.0)]
+
+
+def test_covered_counts_children_that_are_no_rows() -> None:
+    tree = received((1, [(0, 1, HALF), (0, 2, QUARTER), (1, 3, HALF), (3, 4, 0.0), (4, 5, 0.0)]))
+    rows = bind(9, [SourceTree(3, tree)], NO_GUESS, 0.5, BindLimits(0.3, 9, 9))
+    assert shape(rows) == [(1, 0, 0.5)]
+    assert rows.covered.tolist() == [0.75, 0.25]
+    rows = bind(9, [SourceTree(3, tree)], NO_GUESS, 0.5, BindLimits(0.0, 1, 9))
+    assert rows.covered.tolist() == [0.75, 0.25]
+    rows = bind(9, [SourceTree(3, tree)], NgramGuess(4, (2,)), 0.5, BindLimits(0.3, 9, 9))
+    assert rows.covered.tolist() == [1.0, 0.0, 0.25]  # 1/2 and 1 - 3/4 x 1/2: more than certain
+
+
+def test_nothing_is_uncovered_where_nothing_may_stand() -> None:
+    tree = received((1, [(0, 1, HALF), (1, 2, HALF)]))
+    rows = bind(9, [SourceTree(3, tree)], NO_GUESS, 0.5, BindLimits(0.0, 9, 1))
+    assert rows.covered.tolist() == [0.5, 0.5]
+
+
+def test_the_engines_own_tree_brings_rows_but_is_no_source() -> None:
+    own = SourceTree(0, received((1, [(0, 1, HALF), (0, 2, QUARTER)])), is_own=True)
+    node = SourceTree(4, received((2, [(0, 1, QUARTER), (0, 3, math.log(0.1))])))
+    rows = bind(9, [own, node], NO_GUESS, 0.5, ALL)
+    assert shape(rows) == [(1, 0, 0.5), (2, 0, 0.25), (3, 0, 0.1)]
+    assert rows.sources.tolist() == [0, 4, 0, 4]
+    assert rows.seconds.tolist() == [0, 0, 0, 0]
+    assert rows.is_own.tolist() == [False, True, True, False]
+
+
+def test_a_trees_first_level_is_scored_against_the_choice() -> None:
+    tree = received((1, [(0, 1, HALF), (0, 2, QUARTER), (1, 3, HALF)]))
+    source = SourceTree(3, tree, factor=0.1)
+    hit, miss = first_guess(source, 2), first_guess(source, 3)
+    assert hit is not None
+    assert math.isclose(hit.predicted, 0.75, rel_tol=1e-6)  # the factor is left out
+    assert (hit.is_hit, miss) == (True, Seen(hit.predicted, False))
+    greedy = SourceTree(3, received((1, [(0, 1, 0.0), (0, 2, 0.0)])))
+    assert first_guess(greedy, 1) == Seen(1.0, True)
+    tree.commit([1, 3])
+    assert first_guess(source, 3) is None  # nothing was guessed here
+    tree.commit([8])
+    assert first_guess(source, 3) is None
 
 
 @dataclass

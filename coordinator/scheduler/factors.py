@@ -1,0 +1,152 @@
+"""How far the probabilities of drafters can be believed, learned from every tree received.
+
+What a drafter predicted for the token after the root is compared with what the target chose there,
+whether its rows were verified or not, so a drafter is judged for free. Nothing here decides a
+token: a lie costs the liar rows.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from specedge_p2p.names import PeerId
+
+_KEPT = 0.97
+_LEAST, _MOST = 0.02, 1.3
+_BELIEF = 2.0
+"""A drafter begins as if it had predicted this much and kept its word."""
+_QUALITY_KEPT = 0.995
+_QUALITY_BELIEF = 0.5
+_QUALITY_WEIGHT = 8.0
+
+NUM_TREES_ON_TRIAL = 8
+"""Trees that a new drafter is scored on before it is believed in full."""
+FACTOR_ON_TRIAL = 0.5
+MAX_ROWS_ON_TRIAL = 8
+LOW_FACTOR = 0.1
+
+
+@dataclass(slots=True)
+class Factor:
+    """Hits per prediction of one drafter, recent trees first."""
+
+    num_trees: int = 0
+    num_low_trees: int = 0
+    """Trees in a row after which the factor was below LOW_FACTOR."""
+    _hits: float = 0.0
+    _predicted: float = 0.0
+
+    @property
+    def value(self) -> float:
+        """What path probabilities are to be multiplied with, 0.02 to 1.3."""
+        return min(_MOST, max(_LEAST, (_BELIEF + self._hits) / (_BELIEF + self._predicted)))
+
+    @property
+    def is_on_trial(self) -> bool:
+        return self.num_trees < NUM_TREES_ON_TRIAL
+
+    def observe(self, predicted: float, *, is_hit: bool) -> None:
+        """A tree gave `predicted` to the tokens after its root, and one of them was chosen."""
+        self._hits = _KEPT * self._hits + is_hit
+        self._predicted = _KEPT * self._predicted + min(1.0, max(0.0, predicted))
+        self.num_trees += 1
+        self.num_low_trees = self.num_low_trees + 1 if self.value < LOW_FACTOR else 0
+
+
+@dataclass(slots=True)
+class Quality:
+    """Share of the first levels of one draft model that had the target's choice."""
+
+    number: int = 0
+    _hits: float = _QUALITY_BELIEF * _QUALITY_WEIGHT
+    _trees: float = _QUALITY_WEIGHT
+
+    @property
+    def value(self) -> float:
+        return self._hits / self._trees
+
+    def observe(self, *, is_hit: bool) -> None:
+        self._hits = _QUALITY_KEPT * self._hits + is_hit
+        self._trees = _QUALITY_KEPT * self._trees + 1.0
+
+
+_Key = TypeVar("_Key", bound=Hashable)
+_Value = TypeVar("_Value")
+
+
+@dataclass(slots=True)
+class _Recent(Generic[_Key, _Value]):
+    """The entries that changed last, at most `most` of them."""
+
+    most: int
+    entries: OrderedDict[_Key, _Value] = field(default_factory=OrderedDict)
+
+    def put(self, key: _Key, value: _Value) -> None:
+        self.entries[key] = value
+        self.entries.move_to_end(key)
+        if len(self.entries) > self.most:
+            self.entries.popitem(last=False)
+
+
+class Factors:
+    """The factor of every node and the quality of every draft model.
+
+    Args:
+        max_keys: nodes, and draft models, that are remembered; the longest silent are forgotten
+            first and are then on trial again.
+    """
+
+    def __init__(self, max_keys: int = 20_000) -> None:
+        if max_keys < 1:
+            raise ValueError("at least one node must be remembered")
+        self._nodes: _Recent[PeerId, Factor] = _Recent(max_keys)
+        self._drafts: _Recent[bytes, Quality] = _Recent(max_keys)
+        self._num_drafts = 0
+
+    def observe(self, peer_id: PeerId, fingerprint: bytes, predicted: float, is_hit: bool) -> None:
+        """A tree of a node, made with the draft model of this fingerprint, was judged."""
+        factor = self._nodes.entries.get(peer_id) or Factor()
+        factor.observe(predicted, is_hit=is_hit)
+        self._nodes.put(peer_id, factor)
+        self.observe_draft(fingerprint, is_hit=is_hit)
+
+    def observe_draft(self, fingerprint: bytes, *, is_hit: bool) -> None:
+        """A tree that somebody made with this draft model was judged."""
+        self._draft(fingerprint).observe(is_hit=is_hit)
+
+    def factor(self, peer_id: PeerId) -> float:
+        """What the node's path probabilities are to be multiplied with."""
+        known = self._node(peer_id)
+        return min(FACTOR_ON_TRIAL, known.value) if known.is_on_trial else known.value
+
+    def max_rows(self, peer_id: PeerId) -> int:
+        """Most rows of a session that the node drafts for alone; 0 without such a bound."""
+        return MAX_ROWS_ON_TRIAL if self._node(peer_id).is_on_trial else 0
+
+    def quality(self, fingerprint: bytes) -> float:
+        """Share of the draft model's first levels that have the target's choice."""
+        return self._draft(fingerprint).value
+
+    def draft(self, fingerprint: bytes) -> int:
+        """The draft model's number, from 1 on; see SourceFactor."""
+        return self._draft(fingerprint).number
+
+    def num_trees(self, peer_id: PeerId) -> int:
+        """How many trees of the node were judged."""
+        return self._node(peer_id).num_trees
+
+    def num_low_trees(self, peer_id: PeerId) -> int:
+        """How many of its last trees left the node's factor below LOW_FACTOR, without a break."""
+        return self._node(peer_id).num_low_trees
+
+    def _draft(self, fingerprint: bytes) -> Quality:
+        known = self._drafts.entries.get(fingerprint)
+        if known is None:
+            self._num_drafts += 1
+            known = Quality(self._num_drafts)
+        self._drafts.put(fingerprint, known)
+        return known
+
+    def _node(self, peer_id: PeerId) -> Factor:
+        return self._nodes.entries.get(peer_id) or Factor()
