@@ -13,7 +13,7 @@ from coordinator.engine.core import EngineCore
 from coordinator.engine.messages import StepDone
 from coordinator.engine.settings import EngineLimits
 from coordinator.policy import StepPolicy
-from coordinator.scheduler.plan import PlanLimits
+from coordinator.scheduler.plan import FixedTree, PlanLimits
 from coordinator.sessions import Committed, Session
 from specedge_p2p.names import PeerId
 from tests.simulator.coordinator import SimCoordinator
@@ -47,6 +47,8 @@ class WorldPlan:
         temperature: of all of them; must have been recorded.
         has_ngram: the engine's own guesses from the text.
         max_batch: most sessions in one step, 0 for all.
+        engine_draft: the engine's own draft model, one of the recorded ones; "" for none.
+        tree: the tree that it drafts whatever it brings; None lets the costs decide.
         num_tokens: committed tokens after which the run ends.
         warm_up: share of them before which nothing is counted.
         is_prefill_free: prompts cost neither the engine's time nor a place.
@@ -59,6 +61,8 @@ class WorldPlan:
     temperature: float = 0.7
     has_ngram: bool = True
     max_batch: int = 0
+    engine_draft: str = ""
+    tree: FixedTree | None = None
     num_tokens: int = 6000
     warm_up: float = 0.1
     is_prefill_free: bool = True
@@ -104,7 +108,14 @@ class World:
 
     def _build_coordinator(self) -> SimCoordinator:
         plan = self.plan
-        limits = PlanLimits(max_rows=plan.max_rows, has_ngram=plan.has_ngram, prefill_tokens=4096)
+        limits = PlanLimits(
+            max_rows=plan.max_rows,
+            has_ngram=plan.has_ngram,
+            prefill_tokens=4096,
+            prefill_share=1000.0 if plan.is_prefill_free else 0.5,
+            max_batch=plan.max_batch,
+            tree=plan.tree,
+        )
         coordinator = SimCoordinator(
             self.agenda,
             StepPolicy(limits, lambda: self.agenda.now),
@@ -116,7 +127,8 @@ class World:
         core = EngineCore(
             TraceTarget(self._by_key, self._book.vocab_size, "recorded"),
             lambda: self.agenda.now,
-            EngineLimits(max_sessions=4 * plan.num_sessions),
+            EngineLimits(max_sessions=4 * plan.num_sessions, max_draft_prefill_rows=4096),
+            draft=self._draft(plan.engine_draft) if plan.engine_draft else None,
         )
         engine = SimEngine(
             core,
@@ -124,6 +136,7 @@ class World:
             plan.engine,
             coordinator.hear,
             is_prefill_free=plan.is_prefill_free,
+            is_drafting=bool(plan.engine_draft),
         )
         coordinator.start(engine)
         return coordinator
@@ -131,7 +144,7 @@ class World:
     def _build_node(self, number: int, plan: NodePlan) -> SimNode:
         return SimNode(
             peer_id=PeerId(f"node-{number:05}"),
-            model=TraceDraft(self._by_key, self._book.vocab_size, plan.draft),
+            model=self._draft(plan.draft),
             agenda=self.agenda,
             costs=plan.costs,
             quality=plan.quality,
@@ -139,6 +152,9 @@ class World:
             propose=self.coordinator.propose,
             max_sessions=plan.max_sessions,
         )
+
+    def _draft(self, name: str) -> TraceDraft:
+        return TraceDraft(self._by_key, self._book.vocab_size, name)
 
     def _endless_prompts(self) -> Iterator[Trace]:
         """All traces in turn, in an order of the seed that is another one each time."""
