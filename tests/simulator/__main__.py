@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--table", choices=("sessions", "batch"), help="many worlds instead of one")
+    parser.add_argument("--rtts", default="5,15,30,50,100", help="round trips of a table, in ms")
     options = parser.parse_args()
     node = NodePlan(NODES[options.node], LinkQuality(options.rtt_ms / 1000), options.draft)
     base = WorldPlan(
@@ -54,7 +55,8 @@ def main() -> None:
     )
     temperatures = (0.7, 0.0) if options.temperature == 0.7 else (options.temperature,)
     if options.table == "sessions":
-        equal_sessions(demo_book(), base, temperatures, options.nodes, _say)
+        rtts = [float(rtt) for rtt in options.rtts.split(",")]
+        equal_sessions(demo_book(), base, temperatures, options.nodes, rtts, _say)
         return
     if options.table == "batch":
         equal_batch(demo_book(), base, temperatures, _say)

@@ -4,8 +4,8 @@ It does what `coordinator/rounds.py` does, without its two tasks: step n + 1 is 
 n runs, results are committed and published when they come.
 """
 
-from collections.abc import Callable
-from random import Random
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from coordinator.engine.messages import (
     AddVertices,
@@ -13,6 +13,7 @@ from coordinator.engine.messages import (
     EntryResult,
     FromEngine,
     OpenSession,
+    Ready,
     SessionFailed,
     StepDone,
     ToEngine,
@@ -23,14 +24,24 @@ from coordinator.policy import StepPolicy
 from coordinator.rounds import STEPS_IN_FLIGHT
 from coordinator.sessions import Committed, Session, Sessions
 from specedge_p2p.names import SessionId
-from specedge_p2p.wire.messages import Proposal, Resume
-from tests.simulator.engine import SimEngine
+from specedge_p2p.wire.messages import Proposal, Resume, Welcome
 from tests.simulator.events import Agenda
 from tests.simulator.models import MAX_CONTEXT
-from tests.simulator.node import SimNode, WiredLink, welcome
+from tests.simulator.node import WiredLink, welcome
 from tests.simulator.traces import Trace
 
 LEASE_S = 30.0
+
+
+class NodeEnd(Protocol):
+    """A node as whoever connects it sees it."""
+
+    link: WiredLink | None
+    resumes: Sequence[Resume]
+
+    def connect(self, welcome: Welcome) -> WiredLink: ...
+
+    def disconnect(self) -> None: ...
 
 
 class NoText:
@@ -41,6 +52,16 @@ class NoText:
 
     def finish(self) -> str:
         return ""
+
+
+class EngineLike(Protocol):
+    """An engine in virtual time."""
+
+    def ready(self) -> Ready: ...
+
+    def send(self, *messages: ToEngine) -> None: ...
+
+    def is_decoded(self, result: EntryResult) -> bool: ...
 
 
 class SimCoordinator:
@@ -69,16 +90,16 @@ class SimCoordinator:
         self.leases.max_context = MAX_CONTEXT
         self._outbox: list[ToEngine] = []
         self._num_in_flight = 0
-        self._engine: SimEngine | None = None
+        self._engine: EngineLike | None = None
         self.num_proposals = 0
         self.num_proposed = 0
 
     @property
-    def engine(self) -> SimEngine:
+    def engine(self) -> EngineLike:
         assert self._engine is not None
         return self._engine
 
-    def start(self, engine: SimEngine) -> None:
+    def start(self, engine: EngineLike) -> None:
         self._engine = engine
         self._policy.calibrate(engine.ready())
 
@@ -109,24 +130,23 @@ class SimCoordinator:
         self.leases.rematch()
         return session
 
-    def join(self, node: SimNode) -> None:
-        link = node.connect(self._welcome)
-        self.leases.join(link)
-        for message in node.resumes:
-            self._resume(link, message)
+    def join(self, *nodes: NodeEnd) -> None:
+        """They come, all at once, and go on with what they had."""
+        for node in nodes:
+            link = node.connect(self._welcome)
+            self.leases.join(link)
+            for message in node.resumes:
+                self.leases.resume(link, message)
         self.leases.rematch()
         self.pump()
 
-    def leave(self, node: SimNode) -> None:
+    def leave(self, node: NodeEnd) -> None:
         """The node's link broke, and both ends know."""
         if node.link is not None:
             self.leases.leave(node.link)
             node.disconnect()
             self.leases.rematch()
             self.pump()
-
-    def _resume(self, link: WiredLink, message: Resume) -> None:
-        self.leases.resume(link, message)
 
     def propose(self, link: WiredLink, proposal: Proposal) -> None:
         """What a node sent has arrived; it goes on to the engine at once."""
@@ -207,8 +227,3 @@ def _open_session(session: Session) -> OpenSession:
         noise_key=session.noise_key,
         ignore_eos=session.request.ignore_eos,
     )
-
-
-def churn_times(random: Random, mean_s: float) -> float:
-    """The time until a link breaks."""
-    return random.expovariate(1.0 / mean_s)

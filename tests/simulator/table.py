@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tests.simulator.events import LinkQuality
-from tests.simulator.modes import SHAPES, plan_of
+from tests.simulator.modes import FEW_SHAPES, plan_of
 from tests.simulator.profiles import ENGINES, NODES
 from tests.simulator.results import Result
 from tests.simulator.traces import TraceBook
 from tests.simulator.world import NodePlan, World, WorldPlan
 
 Say = Callable[[str], None]
-ROUND_TRIPS_MS = (5, 15, 30, 50, 100)
+ROUND_TRIPS_MS = (5.0, 15.0, 30.0, 50.0, 100.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,9 @@ class Bench:
         shapes: fixed trees to try for the engine.
     """
 
-    def __init__(self, book: TraceBook, base: WorldPlan, shapes: Sequence[str] = SHAPES) -> None:
+    def __init__(
+        self, book: TraceBook, base: WorldPlan, shapes: Sequence[str] = FEW_SHAPES
+    ) -> None:
         self._book, self._base, self._shapes = book, base, shapes
 
     def run(self, mode: str, nodes: tuple[NodePlan, ...] = (), **changes: object) -> Result:
@@ -75,13 +77,18 @@ def node_at(round_trip_ms: float, node: str = "rtx4090-1.7b") -> NodePlan:
 
 
 def equal_sessions(
-    book: TraceBook, base: WorldPlan, temperatures: Sequence[float], num_nodes: int, say: Say
+    book: TraceBook,
+    base: WorldPlan,
+    temperatures: Sequence[float],
+    num_nodes: int,
+    round_trips_ms: Sequence[float],
+    say: Say,
 ) -> None:
     """As many sessions with volunteers as without, no cap, by round trip."""
-    heads = " | ".join(f"{rtt} ms" for rtt in ROUND_TRIPS_MS)
+    heads = " | ".join(f"{rtt:g} ms" for rtt in round_trips_ms)
     say(f"{base.num_sessions} sessions, {num_nodes} nodes; with n-gram / without, engine drafts")
     say(f"| | A, N, B, BN | {heads} | 11 ms levels |")
-    say("|---" * (len(ROUND_TRIPS_MS) + 3) + "|")
+    say("|---" * (len(round_trips_ms) + 3) + "|")
     for name, costs in ENGINES.items():
         if name == "paper-32b":
             continue
@@ -89,7 +96,7 @@ def equal_sessions(
             started = time.perf_counter()
             bench = Bench(book, replace(base, engine=costs, temperature=temperature))
             alone = bench.alone()
-            cells = [_ratios(bench, alone, (node_at(rtt),) * num_nodes) for rtt in ROUND_TRIPS_MS]
+            cells = [_ratios(bench, alone, (node_at(rtt),) * num_nodes) for rtt in round_trips_ms]
             cells.append(_ratios(bench, alone, (node_at(15, "paper-node"),) * num_nodes))
             say(f"| {name} T={temperature:g} | {alone} | {' | '.join(cells)} |")
             say(f"<!-- {time.perf_counter() - started:.0f} s -->")

@@ -4,6 +4,7 @@ The engine's core, the drafters, the plan, the leases and the matching are the r
 models are replaced by recordings and devices by what their forwards take.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -24,6 +25,15 @@ from tests.simulator.node import SimNode
 from tests.simulator.profiles import ENGINES, EngineCosts, NodeCosts
 from tests.simulator.results import Result, Tally
 from tests.simulator.traces import Trace, TraceBook
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one step brought to one session."""
+
+    num_tokens: int
+    num_rows: int
+    num_source_rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +60,8 @@ class WorldPlan:
         engine_draft: the engine's own draft model, one of the recorded ones; "" for none.
         tree: the tree that it drafts whatever it brings; None lets the costs decide.
         num_tokens: committed tokens after which the run ends.
-        warm_up: share of them before which nothing is counted.
+        max_s: or after so many simulated seconds.
+        warm_up: share of the tokens before which nothing is counted.
         is_prefill_free: prompts cost neither the engine's time nor a place.
         seed: of everything that is drawn.
     """
@@ -64,6 +75,7 @@ class WorldPlan:
     engine_draft: str = ""
     tree: FixedTree | None = None
     num_tokens: int = 6000
+    max_s: float = math.inf
     warm_up: float = 0.1
     is_prefill_free: bool = True
     seed: int = 1
@@ -83,8 +95,11 @@ class World:
         self.random = Random(plan.seed)
         self.num_committed = 0
         self.num_finished = 0
+        self.num_breaks = 0
         self.wrong: list[int] = []
         """Sessions that did not get the recorded tokens."""
+        self.trails: dict[int, list[Outcome]] = {}
+        """By session, what each of its steps brought."""
         self._by_number: dict[int, Trace] = {}
         self._num_proposed_before = 0
         self.tally = Tally(plan.max_batch or plan.num_sessions)
@@ -95,12 +110,12 @@ class World:
         """Simulate until the plan's tokens are committed."""
         for _ in range(self.plan.num_sessions):
             self._open_next()
+        self.coordinator.join(*self.nodes)
         for node, plan in zip(self.nodes, self.plan.nodes, strict=True):
-            self.coordinator.join(node)
             if plan.quality.churn_s:
                 self._break_later(node, plan.quality)
         self.coordinator.pump()
-        self.agenda.run(lambda: self.num_committed >= self.plan.num_tokens)
+        self.agenda.run(self._is_over)
         num_proposed = self.coordinator.num_proposed - self._num_proposed_before
         return self.tally.result(self.agenda.now, num_proposed)
 
@@ -178,13 +193,20 @@ class World:
             self.tally.begin(self.agenda.now)
             self._num_proposed_before = self.coordinator.num_proposed
 
+    def _is_over(self) -> bool:
+        return self.num_committed >= self.plan.num_tokens or self.agenda.now >= self.plan.max_s
+
     @property
     def _num_warm_up(self) -> float:
         return self.plan.warm_up * self.plan.num_tokens
 
     def _on_step(self, step: StepDone) -> None:
         engine = self.coordinator.engine
-        self.tally.step(step, [result for result in step.results if engine.is_decoded(result)])
+        decoded = [result for result in step.results if engine.is_decoded(result)]
+        self.tally.step(step, decoded)
+        for result in decoded:
+            outcome = Outcome(len(result.token_ids), result.num_rows, result.num_source_rows)
+            self.trails.setdefault(result.session, []).append(outcome)
 
     def _on_end(self, session: Session) -> None:
         trace = self._by_number.pop(session.number)
@@ -200,6 +222,7 @@ class World:
 
         def go() -> None:
             self.coordinator.leave(node)
-            self.agenda.after(quality.away_s, come_back)
+            self.num_breaks += 1
+            self.agenda.after(self.random.expovariate(1.0 / quality.away_s), come_back)
 
         self.agenda.after(self.random.expovariate(1.0 / quality.churn_s), go)
