@@ -18,6 +18,7 @@ from coordinator.intake import Intake, TargetProfile
 from coordinator.leases import Leases
 from coordinator.ledger.ports import Ledger, SignedReceipt
 from coordinator.load import Load
+from coordinator.lockstep import make_gate
 from coordinator.policy import StepPolicy
 from coordinator.rounds import Rounds
 from coordinator.scheduler.plan import PlanLimits
@@ -28,6 +29,7 @@ from coordinator.target_text import TextCodec
 from specedge_p2p.names import PeerId
 from specedge_p2p.overlay.ports import DRAFT_PROTOCOL, Overlay
 from specedge_p2p.tasks import TaskStatus
+from specedge_p2p.wire.messages import GrowthWishes
 
 TELL_S = 1.0
 """How long nodes are given to take their last messages; they can ask for receipts later."""
@@ -60,8 +62,31 @@ class Coordinator:
         limits, timing, clock = parts.limits, parts.timing, parts.clock
         self.sessions = Sessions(limits.max_sessions)
         self.load = Load(clock)
-        self.leases = Leases(self.sessions, parts.allowed_nodes, clock, timing.lease_s)
+        lockstep = limits.lockstep
+        wishes = GrowthWishes() if lockstep is None else lockstep.wishes
+        self.leases = Leases(
+            self.sessions, parts.allowed_nodes, clock, timing.lease_s, wishes=wishes
+        )
         self.accounting = Accounting(parts.ledger, self._deliver)
+        self.rounds = Rounds(
+            parts.engine,
+            self.sessions,
+            self.leases,
+            self.accounting,
+            StepPolicy(
+                PlanLimits(
+                    max(limits.max_rows, 0 if lockstep is None else lockstep.vertices),
+                    limits.max_sessions,
+                    limits.prefill_tokens,
+                    limits.has_ngram,
+                ),
+                clock,
+            ),
+            self.load,
+            self._on_ready,
+            make_gate(lockstep),
+            clock,
+        )
         self.intake = Intake(
             parts.engine,
             self.leases,
@@ -71,20 +96,7 @@ class Coordinator:
             timing,
             clock,
             parts.software,
-        )
-        self.rounds = Rounds(
-            parts.engine,
-            self.sessions,
-            self.leases,
-            self.accounting,
-            StepPolicy(
-                PlanLimits(
-                    limits.max_rows, limits.max_sessions, limits.prefill_tokens, limits.has_ngram
-                ),
-                clock,
-            ),
-            self.load,
-            self._on_ready,
+            self.rounds.proposed,
         )
         self.generations = LiveGenerations(
             self.rounds, self.sessions, parts.codec, self._model_card, clock

@@ -110,6 +110,14 @@ def serve(
         bool,
         typer.Option("--ngram/--no-ngram", hidden=True, help="For measuring: guess from the text."),
     ] = True,
+    lockstep: Annotated[
+        str,
+        typer.Option(
+            hidden=True,
+            metavar="LEVELSxVERTICES[:nopro][:BATCH]",
+            help="For measuring: rounds that wait for the nodes, in place of continuous drafting.",
+        ),
+    ] = "",
     home: HomeOption = DEFAULT_HOME,
     database_url: DatabaseOption = "",
     ready_fd: Annotated[
@@ -123,7 +131,7 @@ def serve(
     """
     with clear_errors():
         from coordinator.main import run_coordinator
-        from coordinator.settings import CoordinatorSettings, Limits
+        from coordinator.settings import CoordinatorSettings, Limits, Lockstep
 
         if host not in LOOPBACK and not (require_keys or public):
             raise ClearError(
@@ -145,7 +153,11 @@ def serve(
             require_keys=require_keys,
             allowed_nodes=frozenset(_peer_id(text) for text in allow or ()),
             draft_models=tuple(suggest or (("demo-draft",) if model == "demo-target" else ())),
-            limits=Limits(max_sessions=max_sessions, has_ngram=ngram),
+            limits=Limits(
+                max_sessions=max_sessions,
+                has_ngram=ngram,
+                lockstep=Lockstep.parse(lockstep) if lockstep else None,
+            ),
         )
         start_logging()
         trio.run(run_coordinator, settings, ready_fd)

@@ -64,10 +64,13 @@ class Intake:
         timing: Timing,
         clock: Callable[[], float],
         software: str,
+        on_proposal: Callable[[int, int], None],
     ) -> None:
+        """`on_proposal` is told source and base position when the engine has a proposal."""
         self._engine, self._leases, self._ledger = engine, leases, ledger
         self._target, self._limits, self._timing = target, limits, timing
         self._clock, self._software = clock, software
+        self._on_proposal = on_proposal
         self._drain_reason = ""
         self.num_protocol_errors = 0
 
@@ -222,8 +225,11 @@ class Intake:
                 await self._forward(node, message)
             case Pong(nonce):
                 node.ponged(nonce, self._clock())
-            case Capacity(max_sessions):
+            case Capacity(max_sessions, level_time_s, level_session_time_s):
                 node.max_sessions = max_sessions
+                if level_time_s:
+                    node.level_time_s = level_time_s
+                    node.level_session_time_s = level_session_time_s
             case Release(session_no):
                 self._leases.release(node, session_no)
             case Resume():
@@ -246,6 +252,7 @@ class Intake:
                     log_probs=proposal.log_probs,
                 )
             )
+            self._on_proposal(lease.source, proposal.base_position)
 
     async def _resend_receipts(self, node: NodeLink, after: int) -> None:
         try:

@@ -54,13 +54,18 @@ class Leases:
     """All leases of the live sessions, and the nodes that can take more."""
 
     def __init__(
-        self, sessions: Sessions, allowed: frozenset[PeerId], clock: Clock, lease_s: float
+        self,
+        sessions: Sessions,
+        allowed: frozenset[PeerId],
+        clock: Clock,
+        lease_s: float,
+        wishes: GrowthWishes = GrowthWishes(),
     ) -> None:
         self._sessions = sessions
         self._allowed = allowed
         self._clock = clock
         self._lease_s = lease_s
-        self._wishes = GrowthWishes()
+        self._wishes = wishes
         self._nodes: dict[PeerId, NodeLink] = {}
         self._leases: dict[LeaseId, Lease] = {}
         self._by_session: dict[int, list[Lease]] = {}

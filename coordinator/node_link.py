@@ -37,6 +37,9 @@ class NodeLink:
     connected_s: float
     max_sessions: int
     round_trip_s: float | None = None
+    level_time_s: float = 0.0
+    """Of one session, as the node measured it; what each further session adds is the next."""
+    level_session_time_s: float = 0.0
     num_drafted: int = 0
     num_accepted: int = 0
     is_too_slow: bool = False
@@ -81,6 +84,10 @@ class NodeLink:
         else:
             unsent.append(verdict)
         self._touch()
+
+    def __post_init__(self) -> None:
+        self.level_time_s = self.hello.level_time_s
+        self.level_session_time_s = self.hello.level_session_time_s
 
     def give_up(self) -> None:
         """End the link of a node that does not read, also while a frame waits for room."""

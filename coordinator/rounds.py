@@ -4,7 +4,8 @@ Two tasks. One keeps the engine's queue filled, so that step n + 1 waits while s
 other takes the results, commits them and tells everyone. Neither ever waits for a volunteer.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -23,6 +24,7 @@ from coordinator.engine.ports import Engine
 from coordinator.gateway.ports import Refused
 from coordinator.leases import Leases
 from coordinator.load import Load
+from coordinator.lockstep import Gate
 from coordinator.policy import StepPolicy
 from coordinator.sessions import Session, Sessions
 
@@ -44,10 +46,13 @@ class Rounds:
         policy: StepPolicy,
         load: Load,
         on_ready: Callable[[Ready], None],
+        gate: Gate,
+        clock: Callable[[], float],
     ) -> None:
         self._engine, self._sessions, self._leases = engine, sessions, leases
         self._accounting, self._policy, self._load = accounting, policy, load
         self._on_ready = on_ready
+        self._gate, self._clock = gate, clock
         self._outbox: list[ToEngine] = []
         self._num_in_flight = 0
         self._wake = trio.Event()
@@ -71,6 +76,11 @@ class Rounds:
             self._end(session, reason)
             self._wake.set()
 
+    def proposed(self, source: int, base_position: int) -> None:
+        """The engine has been handed a proposal of one of its sources."""
+        if self._gate.proposed(source, base_position):
+            self._wake.set()
+
     def fail_all(self, refused: Refused) -> None:
         """End every live session with an error."""
         for session in self._sessions:
@@ -82,15 +92,26 @@ class Rounds:
     async def _plan_steps(self) -> None:
         while True:
             messages = self._take_outbox()
-            if self._has_room():
-                live = [session for session in self._sessions if session.is_live]
-                messages.append(self._policy.plan(live, self._leases.sources))
+            due = self._due() if self._has_room() else ()
+            if due:
+                batch = self._policy.plan(due, self._leases.sources)
+                self._gate.planned(batch)
                 self._num_in_flight += 1
+                messages.append(batch)
             if messages:
                 await self._engine.send(*messages)
             else:
                 self._wake = trio.Event()
-                await self._wake.wait()
+                with trio.move_on_after(self._patience_s()):
+                    await self._wake.wait()
+
+    def _due(self) -> Sequence[Session]:
+        live = [session for session in self._sessions if session.is_live]
+        return self._gate.due(self._clock(), live, self._leases.sources)
+
+    def _patience_s(self) -> float:
+        """How long to sleep unless something happens; for ever where no step could start."""
+        return self._gate.patience_s(self._clock()) if self._has_room() else math.inf
 
     def _has_room(self) -> bool:
         return (
@@ -117,6 +138,7 @@ class Rounds:
                         self._fail(session, Refused(503, code, text, retry_after_s=1))
                 case EngineDied():
                     self._num_in_flight = 0
+                    self._gate.reset()
                     self._bury_the_deadly()
                 case Ready() as ready:
                     self._begin_again(ready)
@@ -124,6 +146,7 @@ class Rounds:
 
     def _publish(self, step: StepDone) -> None:
         self._num_in_flight -= 1
+        self._gate.done(step.step_no)
         num_tokens = 0
         for result in step.results:
             session = self._sessions.get(result.session)
@@ -135,6 +158,7 @@ class Rounds:
     def _commit(self, session: Session, result: EntryResult) -> int:
         committed = session.commit(result)
         self._leases.publish(session, committed)
+        self._gate.committed(self._clock(), session)
         self._accounting.add(session, committed)
         self._load.add_round(committed, is_first=result.from_position == session.prompt_length)
         if session.finish is not None:

@@ -8,52 +8,34 @@ said and takes what the trees gained. What a verdict leaves alive is compacted, 
 Synchronous, without torch or trio; one thread at a time.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
-
-from node.draft_cache import Compaction, DraftCache, Growth
-from specedge_p2p.lm.ports import (
-    MAX_TAIL_SLOTS,
-    Children,
-    LanguageModel,
-    OutOfCache,
-    Rows,
-    SamplingParams,
-)
-from specedge_p2p.noise import NoiseKey
-from specedge_p2p.tree.growth import Gain, GrowingTree, GrowthSettings
+from node.draft_session import DraftRequest, DraftSession, Share
+from node.growth import WIDTHS, GrowthControl
+from node.level_times import LevelShape, LevelTimes
+from specedge_p2p.lm.ports import Children, LanguageModel, OutOfCache
+from specedge_p2p.tree.growth import Gain, GrowthSettings
 from specedge_p2p.wire.messages import GrowthWishes
+
+_ORDINARY_CONTEXT = 256
+
+__all__ = ["DraftRequest", "Drafter", "DrafterSettings", "LevelDone", "Shed"]
 
 
 @dataclass(frozen=True, slots=True)
 class DrafterSettings:
-    """How much one level may do."""
+    """How much one level may do.
 
-    growth: GrowthSettings = field(default_factory=GrowthSettings)
+    Args:
+        growth: of every tree; its beam width is the most, a node's own costs may ask for less.
+        prefill_rows: most rows of committed tokens that one level writes, over all sessions.
+        has_early_stop: whether growth stops where it costs more than it brings.
+    """
+
+    growth: GrowthSettings = field(default_factory=lambda: GrowthSettings(beam_width=WIDTHS[-1]))
     prefill_rows: int = 512
-    """Most rows of committed tokens that one level writes, over all sessions."""
-
-    def beam_width(self, num_sessions: int) -> int:
-        """Vertices of one session per level: rows are not free when many sessions share them."""
-        if num_sessions >= 12:
-            return max(1, self.growth.beam_width // 4)
-        if num_sessions >= 2:
-            return max(1, self.growth.beam_width // 2)
-        return self.growth.beam_width
-
-
-@dataclass(frozen=True, slots=True)
-class DraftRequest:
-    """A session to draft for. `max_position`: no token stands at or beyond it."""
-
-    token_ids: Sequence[int]
-    sampling: SamplingParams
-    key: NoiseKey
-    max_position: int
-    vocab_size: int
-    wishes: GrowthWishes = field(default_factory=GrowthWishes)
+    has_early_stop: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,43 +56,29 @@ class LevelDone:
     shed: tuple[Shed, ...] = ()
 
 
-@dataclass(slots=True)
-class _Session:
-    number: int
-    tokens: list[int]
-    tree: GrowingTree
-    limit: int
-    """No vertex stands at or beyond this position."""
-    vocab_size: int
-    """Of the target. The draft model's may be larger or smaller."""
-    largest_token: int
-    cache: DraftCache = field(default_factory=DraftCache)
-    is_paused: bool = False
-    """No cache for more rows until a verdict frees some."""
-    num_verdicts: int = 0
-    num_hits: int = 0
-
-    @property
-    def usefulness(self) -> float:
-        return (1 + self.num_hits) / (2 + self.num_verdicts)
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One session's share of a level: missing committed tokens, or growth."""
-
-    session: _Session
-    rows: Rows
-    growths: tuple[Growth, ...] = ()
-
-
 class Drafter:
-    """All sessions of a node over one draft model. Session numbers are chosen by the caller."""
+    """All sessions of a node over one draft model. Session numbers are chosen by the caller.
 
-    def __init__(self, model: LanguageModel, settings: DrafterSettings | None = None) -> None:
+    Args:
+        model: the draft model; nobody else may use it.
+        settings: see DrafterSettings.
+        times: what levels take here; learned on from every level when there is a clock.
+        clock: seconds, rising.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        settings: DrafterSettings | None = None,
+        times: LevelTimes | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
         self._model = model
         self._settings = settings or DrafterSettings()
-        self._sessions: dict[int, _Session] = {}
+        self.times = times or LevelTimes()
+        self._control = GrowthControl(self.times, self._settings.has_early_stop)
+        self._clock = clock
+        self._sessions: dict[int, DraftSession] = {}
 
     @property
     def session_nos(self) -> tuple[int, ...]:
@@ -128,207 +96,143 @@ class Drafter:
         """Begin to draft. Raises ValueError for a number in use or an empty prompt."""
         if session_no in self._sessions or not request.token_ids:
             raise ValueError(f"session {session_no} is in use or has no tokens")
-        wishes = request.wishes
-        settings = replace(
-            self._settings.growth,
-            min_prob=wishes.min_prob,
-            look_ahead=wishes.look_ahead,
-            max_unverified=wishes.max_unverified,
-        )
-        tokens = list(request.token_ids)
-        # A row stands inside the draft model's context; its children may stand at the first
-        # position outside.
-        limit = min(request.max_position, self._model.info.max_context + 1)
         self._model.add_sequence(session_no, request.sampling, request.key)
-        self._sessions[session_no] = _Session(
-            number=session_no,
-            tokens=tokens,
-            tree=GrowingTree(len(tokens), tokens[-1], settings, limit),
-            limit=limit,
-            vocab_size=request.vocab_size,
-            largest_token=max(tokens),
+        self._sessions[session_no] = DraftSession(
+            session_no, request, self._settings.growth, self._model.info
         )
 
     def resume(self, session_no: int, wishes: GrowthWishes) -> None:
         """A new link took over: number the session's trees from 1 again and send all that lives."""
-        self._sessions[session_no].tree.resume()
-        self.tune(session_no, wishes)
+        self._sessions[session_no].resume(wishes)
 
     def commit(self, session_no: int, token_ids: Sequence[int]) -> bool:
         """Apply one verdict's tokens, none too; True when the tree had guessed all of them."""
-        session = self._sessions[session_no]
-        root = session.tree.root
-        is_hit = session.tree.commit(token_ids)
-        if not token_ids:
-            return is_hit
-        session.tokens.extend(token_ids)
-        session.largest_token = max(session.largest_token, *token_ids)
-        session.is_paused = False
-        session.num_verdicts += 1
-        session.num_hits += is_hit
-        self._compact(session, session.cache.commit(root, token_ids, keep_subtree=is_hit))
+        is_hit, compaction = self._sessions[session_no].commit(token_ids)
+        if compaction is not None:
+            self._model.compact(session_no, compaction.commit, compaction.keep)
         return is_hit
 
     def restart(self, session_no: int) -> None:
         """The coordinator ended the current tree: send what is live again, in a new one."""
-        self._sessions[session_no].tree.restart()
+        self._sessions[session_no].restart()
 
     def tune(self, session_no: int, wishes: GrowthWishes) -> None:
-        tree = self._sessions[session_no].tree
-        tree.tune(wishes.min_prob, wishes.look_ahead, wishes.max_unverified)
+        self._sessions[session_no].tune(wishes)
 
     def close(self, session_no: int) -> None:
         """Forget a session; unknown numbers are ignored."""
         if self._sessions.pop(session_no, None) is not None:
             self._model.drop_sequence(session_no)
 
+    def level_time_s(self, num_sessions: int) -> float:
+        """Predicted for so many sessions of ordinary length; 0 before anything was measured."""
+        if not self.times.is_known:
+            return 0.0
+        num_context_rows = _ORDINARY_CONTEXT * num_sessions
+        num_rows = num_sessions * self._beam_width(num_sessions, num_context_rows)
+        return self.times.predict(LevelShape(num_rows, num_sessions, num_context_rows))
+
     def gains(self, session_no: int, room: int) -> Gain | None:
-        """Vertices worth sending that were not sent yet, at most `room`."""
-        return self._sessions[session_no].tree.take_gain(room) if room > 0 else None
+        """Vertices worth sending that were not sent yet, at most `room`.
+
+        In lock-step only when a round's proposal is due, and all of it at once.
+        """
+        return self._sessions[session_no].gain(room)
 
     def level(self) -> LevelDone:
         """One forward over all sessions that have something to do."""
         shed: list[Shed] = []
+        started_s = self._clock() if self._clock is not None else 0.0
         plan = self._plan(shed)
         children: list[Children] = []
         while plan:
             try:
                 children = self._model.expand(
-                    [entry.rows for entry in plan], self._settings.growth.branch_width
+                    [share.rows for share in plan], self._settings.growth.branch_width
                 )
             except OutOfCache:
                 plan = self._make_room(plan, shed)
             else:
                 break
-        for entry, result in zip(plan, children, strict=True):
-            self._apply(entry, result)
-        return LevelDone(
-            num_sessions=len(plan),
-            num_rows=sum(len(entry.rows.token_ids) for entry in plan),
-            num_prefill_rows=sum(len(e.rows.token_ids) for e in plan if not e.growths),
-            shed=tuple(shed),
-        )
+        shape = _shape(plan)
+        for share, result in zip(plan, children, strict=True):
+            share.session.written(share, result)
+        num_prefill_rows = sum(len(share.rows.token_ids) for share in plan if not share.growths)
+        if self._clock is not None and plan and not num_prefill_rows:
+            self.times.observe(shape, self._clock() - started_s)
+        return LevelDone(len(plan), shape.num_rows, num_prefill_rows, tuple(shed))
 
     # --- planning ---------------------------------------------------------------------------------
 
-    def _plan(self, shed: list[Shed]) -> list[_Entry]:
-        beam_width = self._settings.beam_width(len(self._sessions))
+    def _plan(self, shed: list[Shed]) -> list[Share]:
+        growing: list[DraftSession] = []
+        plan: list[Share] = []
         prefill_left = self._settings.prefill_rows
-        plan = []
         for session in list(self._sessions.values()):
-            if reason := self._why_not(session):
+            if reason := session.why_not:
                 self._shed(session, reason, shed)
-                continue
-            if session.is_paused or len(session.tokens) >= session.limit:
-                continue
-            entry: _Entry | None
-            if session.cache.num_prefix < len(session.tokens):
-                entry = self._plan_prefill(session, prefill_left)
-                prefill_left -= 0 if entry is None else len(entry.rows.token_ids)
-            else:
-                entry = self._plan_growth(session, beam_width)
-            if entry is not None:
-                plan.append(entry)
+            elif session.is_paused or len(session.tokens) >= session.limit:
+                session.stuck()
+            elif session.is_prefilled:
+                growing.append(session)
+            elif share := session.plan_prefill(prefill_left):
+                prefill_left -= len(share.rows.token_ids)
+                plan.append(share)
+        return plan + self._plan_growth(growing, has_prefill=bool(plan))
+
+    def _plan_growth(self, sessions: Sequence[DraftSession], *, has_prefill: bool) -> list[Share]:
+        """Which sessions grow; none where what they would find is not worth a forward."""
+        sessions = [session for session in sessions if session.may_grow]
+        num_context = sum(len(s.tokens) + len(s.cache) for s in sessions)
+        beam_width = self._beam_width(len(self._sessions), num_context)
+        shape = LevelShape(beam_width * len(sessions), len(sessions), num_context)
+        least_prob = self._control.least_row_prob(shape)
+        shares = [s.plan_growth(s.beam_width or beam_width, least_prob) for s in sessions]
+        plan = [share for share in shares if share is not None]
+        sum_probs = sum(share.sum_probs for share in plan)
+        if not has_prefill and not self._control.is_worth_a_level(sum_probs, len(sessions)):
+            plan = []
+        planned = {share.session.number for share in plan}
+        for session in sessions:
+            if session.number not in planned:
+                session.stuck()
         return plan
 
-    def _why_not(self, session: _Session) -> str:
-        """Why the draft model cannot go on with a session, "" if it can."""
-        info = self._model.info
-        if len(session.tokens) > info.max_context:
-            return "the session outgrew the draft model's context"
-        if session.largest_token >= info.vocab_size:
-            return "the session has a token that the draft model does not know"
-        return ""
-
-    def _plan_prefill(self, session: _Session, max_rows: int) -> _Entry | None:
-        start = session.cache.num_prefix
-        chunk = session.tokens[start : start + max_rows]
-        if not chunk:
-            return None
-        rows = Rows(
-            sequence=session.number,
-            token_ids=np.array(chunk, dtype=np.int32),
-            positions=np.arange(start, start + len(chunk), dtype=np.int32),
-            visible=None,
-            num_outputs=int(start + len(chunk) == len(session.tokens)),
-        )
-        return _Entry(session, rows)
-
-    def _plan_growth(self, session: _Session, beam_width: int) -> _Entry | None:
-        tree = session.tree
-        beam_width = min(beam_width, MAX_TAIL_SLOTS - len(session.cache))
-        if beam_width <= 0:
-            return None
-        vertices = tree.frontier(beam_width)
-        while barren := [v for v in vertices if self._is_end(tree, v)]:
-            _expand_to_nothing(tree, barren)
-            vertices = tree.frontier(beam_width)
-        if not vertices:
-            return None
-        growths = tuple(
-            Growth(v, tree.parent(v), tree.token_id(v), tree.position(v)) for v in vertices
-        )
-        return _Entry(session, session.cache.plan(session.number, growths), growths)
-
-    def _is_end(self, tree: GrowingTree, vertex: int) -> bool:
-        return tree.token_id(vertex) in self._model.info.eos_token_ids and vertex != tree.root
-
-    # --- results ----------------------------------------------------------------------------------
-
-    def _apply(self, entry: _Entry, children: Children) -> None:
-        session, tree = entry.session, entry.session.tree
-        if entry.growths:
-            session.cache.written(entry.growths)
-            vertices = [growth.vertex for growth in entry.growths]
-        else:
-            session.cache.num_prefix += len(entry.rows.token_ids)
-            vertices = [tree.root]
-            if not entry.rows.num_outputs or tree.is_expanded(tree.root):
-                return
-        _expand(tree, vertices, children, session.vocab_size)
+    def _beam_width(self, num_sessions: int, num_context_rows: int) -> int:
+        widest = self._settings.growth.beam_width
+        return min(widest, self._control.beam_width(num_sessions, num_context_rows))
 
     # --- room -------------------------------------------------------------------------------------
 
-    def _make_room(self, plan: list[_Entry], shed: list[Shed]) -> list[_Entry]:
-        """Make the plan smaller by at least one entry, or the cache emptier by one session.
+    def _make_room(self, plan: list[Share], shed: list[Shed]) -> list[Share]:
+        """Make the plan smaller by at least one share, or the cache emptier by one session.
 
         Growth gives way first: it goes on when a verdict frees rows. Committed tokens must get
         theirs, so when a single session's do not fit, the least useful session goes.
         """
-        growing = [entry for entry in plan if entry.growths]
+        growing = [share for share in plan if share.growths]
         if growing:
-            victim = min(growing, key=lambda entry: entry.session.usefulness)
+            victim = min(growing, key=lambda share: share.session.usefulness)
             victim.session.is_paused = True
-            return [entry for entry in plan if entry is not victim]
+            victim.session.stuck()
+            return [share for share in plan if share is not victim]
         if len(plan) > 1:
             return plan[:1]
         session = min(self._sessions.values(), key=lambda s: s.usefulness)
         self._shed(session, "the draft model's cache is full", shed)
-        return [entry for entry in plan if entry.session is not session]
+        return [share for share in plan if share.session is not session]
 
-    def _shed(self, session: _Session, reason: str, shed: list[Shed]) -> None:
+    def _shed(self, session: DraftSession, reason: str, shed: list[Shed]) -> None:
         self.close(session.number)
         shed.append(Shed(session.number, reason))
 
-    def _compact(self, session: _Session, compaction: Compaction) -> None:
-        self._model.compact(session.number, compaction.commit, compaction.keep)
 
-
-def _expand_to_nothing(tree: GrowingTree, vertices: Sequence[int]) -> None:
-    shape = (len(vertices), 0)
-    tree.expand(vertices, np.empty(shape, np.int32), np.empty(shape, np.float32))
-
-
-def _expand(
-    tree: GrowingTree, vertices: Sequence[int], children: Children, vocab_size: int
-) -> None:
-    """Hang the children below their vertices, but for tokens that the target does not know."""
-    is_known = children.token_ids < vocab_size
-    if is_known.all():
-        tree.expand(vertices, children.token_ids, children.log_probs)
-        return
-    for i, vertex in enumerate(vertices):
-        known = is_known[i]
-        tree.expand(
-            [vertex], children.token_ids[i : i + 1, known], children.log_probs[i : i + 1, known]
-        )
+def _shape(plan: Sequence[Share]) -> LevelShape:
+    """Before its rows are counted as written."""
+    return LevelShape(
+        num_rows=sum(len(share.rows.token_ids) for share in plan),
+        num_sessions=len(plan),
+        num_context_rows=sum(
+            share.session.cache.num_prefix + len(share.session.cache) for share in plan
+        ),
+    )

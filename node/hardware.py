@@ -9,11 +9,14 @@ from statistics import median
 import numpy as np
 
 from node.draft_cache import DraftCache, Growth
+from node.level_times import LevelSample, LevelShape, LevelTimes
 from specedge_p2p.lm.ports import LanguageModel, Rows, SamplingParams
 
 WIDTHS = (1, 4, 16, 64)
-_SEQUENCE = -1
 _CONTEXT = 64
+_LONG_CONTEXT = 512
+_SHARED = ((4, 8), (8, 4))
+"""(sessions, vertices of each): what several sessions cost beyond their rows."""
 _BRANCH_WIDTH = 8
 
 
@@ -27,9 +30,15 @@ class LevelTime:
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """Level times, narrowest first."""
+    """What was measured.
+
+    Args:
+        levels: of one session, narrowest first.
+        more: levels of several sessions, and of one with a longer context.
+    """
 
     levels: tuple[LevelTime, ...]
+    more: tuple[LevelSample, ...] = ()
 
     def level_time_s(self, width: int) -> float:
         """The time at the nearest measured width that is not smaller, else at the widest."""
@@ -37,6 +46,11 @@ class Benchmark:
             if level.width >= width:
                 return level.level_time_s
         return self.levels[-1].level_time_s
+
+    def level_times(self) -> LevelTimes:
+        """A model of level times that begins with these measurements."""
+        shapes = ((LevelShape(lv.width, 1, _CONTEXT), lv.level_time_s) for lv in self.levels)
+        return LevelTimes([*(LevelSample(shape, time_s) for shape, time_s in shapes), *self.more])
 
     def __str__(self) -> str:
         return ", ".join(
@@ -62,37 +76,58 @@ def benchmark(
     repeats: int = 5,
     widths: tuple[int, ...] = WIDTHS,
 ) -> Benchmark:
-    """Time levels below a short context; leaves the model as it was. Takes about a second.
+    """Time levels; leaves the model as it was. Takes about a second.
 
     Args:
         model: the loaded draft model.
         clock: seconds, rising.
-        repeats: forwards per width, after one that is not counted.
-        widths: vertices per level.
+        repeats: forwards per shape, after one that is not counted.
+        widths: vertices per level of one session below a short context.
     """
-    model.add_sequence(_SEQUENCE, SamplingParams(temperature=0), bytes(16))
-    try:
-        num_context = min(_CONTEXT, model.info.max_context - 2)
-        token_ids = np.arange(num_context, dtype=np.int32) % model.info.vocab_size
+    probe = _Probe(model, clock, repeats)
+    context = min(_CONTEXT, model.info.max_context - 2)
+    levels = [LevelTime(width, probe.level_time_s(1, width, context)) for width in widths]
+    more = [(num, width, context) for num, width in _SHARED]
+    if model.info.max_context > 2 * _LONG_CONTEXT:
+        more.append((1, WIDTHS[-2], _LONG_CONTEXT))
+    samples = []
+    for num_sessions, width, num_context in more:
+        if model.num_free_rows < 2 * num_sessions * (width + num_context):
+            continue  # a small cache takes fewer sessions anyway
+        shape = LevelShape(width * num_sessions, num_sessions, num_context * num_sessions)
+        samples.append(LevelSample(shape, probe.level_time_s(num_sessions, width, num_context)))
+    return Benchmark(tuple(levels), tuple(samples))
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    model: LanguageModel
+    clock: Callable[[], float]
+    repeats: int
+
+    def level_time_s(self, num_sessions: int, width: int, num_context: int) -> float:
+        """Median time of a level that expands `width` vertices of each session."""
+        sequences = [-1 - i for i in range(num_sessions)]  # sessions are numbered from 0
+        vocab_size = self.model.info.vocab_size
+        token_ids = np.arange(num_context, dtype=np.int32) % vocab_size
         positions = np.arange(num_context, dtype=np.int32)
-        model.expand([Rows(_SEQUENCE, token_ids, positions, None, 1)], _BRANCH_WIDTH)
-        levels = []
-        for width in widths:
-            times = [_time_level(model, clock, width, num_context) for _ in range(repeats + 1)]
-            levels.append(LevelTime(width, median(times[1:])))
-    finally:
-        model.drop_sequence(_SEQUENCE)
-    return Benchmark(tuple(levels))
+        try:
+            for sequence in sequences:
+                self.model.add_sequence(sequence, SamplingParams(temperature=0), bytes(16))
+                prompt = Rows(sequence, token_ids, positions, None, 1)
+                self.model.expand([prompt], _BRANCH_WIDTH)
+            growths = [Growth(i + 1, 0, i % vocab_size, num_context) for i in range(width)]
+            batch = [DraftCache().plan(sequence, growths) for sequence in sequences]
+            times = [self._time(batch) for _ in range(self.repeats + 1)]
+        finally:
+            for sequence in sequences:
+                self.model.drop_sequence(sequence)
+        return median(times[1:])
 
-
-def _time_level(
-    model: LanguageModel, clock: Callable[[], float], width: int, position: int
-) -> float:
-    vocab_size = model.info.vocab_size
-    growths = [Growth(i + 1, 0, i % vocab_size, position) for i in range(width)]
-    rows = DraftCache().plan(_SEQUENCE, growths)
-    started = clock()
-    model.expand([rows], _BRANCH_WIDTH)
-    elapsed = clock() - started
-    model.compact(_SEQUENCE, (), ())
-    return elapsed
+    def _time(self, batch: list[Rows]) -> float:
+        started = self.clock()
+        self.model.expand(batch, _BRANCH_WIDTH)
+        elapsed = self.clock() - started
+        for rows in batch:
+            self.model.compact(rows.sequence, (), ())
+        return elapsed

@@ -1,13 +1,14 @@
 """The join loop: find a coordinator, serve it, come back after every loss until told to leave."""
 
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
 
-from node.drafter import Drafter, DrafterSettings
+from node.drafter import Drafter
 from node.hardware import Benchmark
 from node.link import ReplayLink, backoff_s, delayed
 from node.link_life import LinkEnd, Refused, RunIo, RunLevel
@@ -23,6 +24,7 @@ from node.worker import (
 from specedge_p2p.lm.ports import LanguageModel
 from specedge_p2p.overlay.discovery import FoundCoordinator
 from specedge_p2p.overlay.ports import DRAFT_PROTOCOL, Link, Overlay, OverlayError
+from specedge_p2p.tree.growth import GrowthSettings
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class JoinPorts:
     jitter: Callable[[], float]
     run_level: RunLevel = run_level_in_thread
     run_io: RunIo = run_io_in_thread
+    clock: Callable[[], float] = time.perf_counter
 
 
 class JoinLoop:
@@ -129,15 +132,14 @@ class JoinLoop:
 
     async def _prepare(self, name: str) -> Worker:
         draft = self._draft = await self._ports.prepare(name)
-        beam_width = DrafterSettings().growth.beam_width
         self._worker = Worker(
-            Drafter(draft.model),
+            Drafter(draft.model, times=draft.measured.level_times(), clock=self._ports.clock),
             WorkerSettings(
                 draft_model=draft.name,
                 model_fingerprint=draft.model.info.fingerprint,
                 tokenizer_fingerprint=draft.tokenizer_fingerprint,
                 max_sessions=self._settings.max_sessions,
-                level_time_s=draft.measured.level_time_s(beam_width),
+                level_time_s=draft.measured.level_time_s(GrowthSettings().beam_width),
                 software=self._software,
             ),
             self._ports.receipts,

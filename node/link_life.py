@@ -77,6 +77,8 @@ class Counters:
     """Running totals over all links."""
 
     num_levels: int = 0
+    num_rows: int = 0
+    num_prefill_rows: int = 0
     num_receipts: int = 0
     num_bad_receipts: int = 0
 
@@ -91,6 +93,8 @@ class Shared:
     run_level: RunLevel
     io: RunIo
     leaving: trio.Event
+    news: Callable[[], Capacity | None]
+    """What is to be said of this machine after a level."""
     counters: Counters = field(default_factory=Counters)
 
 
@@ -183,8 +187,14 @@ class LinkLife:
             self._wake.set()
 
     async def _level(self) -> LevelDone:
-        self._shared.counters.num_levels += 1
-        return await self._shared.run_level(self._shared.level)
+        counters = self._shared.counters
+        counters.num_levels += 1
+        done = await self._shared.run_level(self._shared.level)
+        counters.num_rows += done.num_rows
+        counters.num_prefill_rows += done.num_prefill_rows
+        if news := self._shared.news():
+            self._say(news)
+        return done
 
     async def _draft(self) -> None:
         while True:

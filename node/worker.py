@@ -12,9 +12,13 @@ from node.link_life import LinkEnd, LinkLife, RunIo, RunLevel, Shared
 from node.receipts import ReceiptBook
 from specedge_p2p.overlay.ports import Link, LinkClosed
 from specedge_p2p.wire.errors import ProtocolError
-from specedge_p2p.wire.messages import PROTOCOL_VERSION, Hello
+from specedge_p2p.wire.messages import PROTOCOL_VERSION, Capacity, Hello
 
 log = logging.getLogger(__name__)
+
+_MANY_SESSIONS = 8
+_LEVEL_TIME_CHANGE = 1.25
+"""A level time that differs by this factor from the one told last is told anew."""
 
 
 async def run_io_inline(call: Callable[[], object]) -> object:
@@ -39,6 +43,7 @@ class WorkerSettings:
     tokenizer_fingerprint: bytes
     max_sessions: int
     level_time_s: float
+    """Said while the drafter has measured nothing itself."""
     software: str = ""
 
 
@@ -53,6 +58,9 @@ class WorkerStats:
     num_verdicts: int = 0
     num_resumed: int = 0
     num_levels: int = 0
+    num_rows: int = 0
+    """Of all levels; those of prompts and of other tokens not guessed are num_prefill_rows."""
+    num_prefill_rows: int = 0
     num_receipts: int = 0
     num_bad_receipts: int = 0
     num_bytes_sent: int = 0
@@ -71,10 +79,16 @@ class Worker:
         run_io: RunIo = run_io_in_thread,
     ) -> None:
         self._settings = settings
+        self._drafter = drafter
         self._desk = Desk(drafter, settings.max_sessions)
         self._capacity = settings.max_sessions
         self._leaving = trio.Event()
-        self._shared = Shared(self._desk, receipts, drafter.level, run_level, run_io, self._leaving)
+        self._told_level_time_s = 0.0
+        self._shared = Shared(
+            *(self._desk, receipts, drafter.level, run_level, run_io),
+            leaving=self._leaving,
+            news=self._news,
+        )
         self._link: LinkLife | None = None
         self.num_welcomes = 0
 
@@ -94,6 +108,8 @@ class Worker:
             num_verdicts=tally.num_verdicts,
             num_resumed=tally.num_resumed,
             num_levels=self._shared.counters.num_levels,
+            num_rows=self._shared.counters.num_rows,
+            num_prefill_rows=self._shared.counters.num_prefill_rows,
             num_receipts=self._shared.counters.num_receipts,
             num_bad_receipts=self._shared.counters.num_bad_receipts,
             num_bytes_sent=0 if life is None else life.outbox.num_bytes_sent,
@@ -136,6 +152,8 @@ class Worker:
 
     def hello(self) -> Hello:
         settings = self._settings
+        level_time_s, level_session_time_s = self._level_times_s()
+        self._told_level_time_s = level_time_s
         return Hello(
             min_version=PROTOCOL_VERSION,
             max_version=PROTOCOL_VERSION,
@@ -143,6 +161,24 @@ class Worker:
             model_fingerprint=settings.model_fingerprint,
             tokenizer_fingerprint=settings.tokenizer_fingerprint,
             max_sessions=self._capacity,
-            level_time_s=settings.level_time_s,
+            level_time_s=level_time_s,
             software=settings.software,
+            level_session_time_s=level_session_time_s,
         )
+
+    def _news(self) -> Capacity | None:
+        """What the coordinator should know of this machine since it was told last."""
+        level_time_s, level_session_time_s = self._level_times_s()
+        told_s = self._told_level_time_s
+        if told_s / _LEVEL_TIME_CHANGE <= level_time_s <= told_s * _LEVEL_TIME_CHANGE:
+            return None
+        self._told_level_time_s = level_time_s
+        return Capacity(self._capacity, level_time_s, level_session_time_s)
+
+    def _level_times_s(self) -> tuple[float, float]:
+        """Of a level with one session, and what each further one adds."""
+        alone_s = self._drafter.level_time_s(1)
+        if not alone_s:
+            return self._settings.level_time_s, 0.0
+        many_s = self._drafter.level_time_s(_MANY_SESSIONS)
+        return alone_s, max(0.0, many_s - alone_s) / (_MANY_SESSIONS - 1)

@@ -8,13 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from specedge_p2p.tree.draft_tree import Candidates, DraftTree
-
-LAST_TREE_INDEX = 65_000
-"""A tree that has sent this index is full; the next one begins."""
-
-_LEAST_EDGE_LOG_PROB = -100.0
-"""What is less likely counts as this, so that sums stay finite."""
+from specedge_p2p.tree.draft_tree import Candidates
+from specedge_p2p.tree.local_tree import LocalTree, LocalVertex
+from specedge_p2p.tree.sent_tree import SentTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +23,8 @@ class GrowthSettings:
         min_prob: path probability below which a vertex is neither sent nor expanded.
         look_ahead: most levels below the root.
         max_unverified: most live vertices sent.
-        max_local: most vertices kept here; the improbable ones may fill half of it.
+        max_local: most vertices kept here. Children that are too improbable to be among them stay
+            in their parent's row until a verdict makes more of them.
     """
 
     beam_width: int = 16
@@ -51,8 +48,8 @@ class Gain:
 class GrowingTree:
     """One session's local tree: what was sent, and more.
 
-    Vertices have local ids, which are never used twice. A tree on the wire is what was sent of it
-    since the last time the committed tokens left what was sent.
+    Vertices have local numbers, which are never used twice. A tree on the wire is what was sent of
+    it since the last time the committed tokens left what was sent.
 
     Args:
         num_committed: how many tokens are committed; the position after the root.
@@ -71,16 +68,11 @@ class GrowingTree:
         self.settings = settings
         self.num_committed = num_committed
         self._max_position = max_position
-        self._tree = DraftTree(root_token)
-        self._next_id = 1
-        self._expanded: set[int] = set()
+        self._tree = LocalTree(LocalVertex(0, root_token), next_number=1)
+        # Heaps of (negated total, number); entries that were expanded or sent since are skipped.
         self._frontier: list[tuple[float, int]] = []
         self._unsent: list[tuple[float, int]] = []
-        self._num_verdicts = 0
-        self._num_sent = 0
-        self._tree_no = 0
-        self._next_index = 2  # as if something had been sent before: numbers begin with 1
-        self._indices: dict[int, int] = {}
+        self._sent = SentTree()
         self._begin_tree()
         self._refill_frontier()
 
@@ -95,36 +87,41 @@ class GrowingTree:
 
     @property
     def root(self) -> int:
-        return self._tree.root
+        return self._tree.root.number
 
     @property
     def tree_no(self) -> int:
         """Number of the tree on the wire that the next gain belongs to."""
-        return self._tree_no
+        return self._sent.tree_no
 
     @property
     def base_position(self) -> int:
         """Position after the vertex at which that tree starts."""
-        return self._base_position
+        return self._sent.base_position
 
     @property
     def num_unverified(self) -> int:
         """Vertices sent and still alive."""
-        return sum(vertex != self.root for vertex in self._indices)
+        return self._sent.num_unverified
+
+    @property
+    def num_levels(self) -> int:
+        """Levels below the root that hold a vertex."""
+        return max(vertex.depth for vertex in self._tree) - self._tree.root.depth
 
     def path_log_prob(self, vertex: int) -> float:
         """Log probability of the way from the root down to `vertex`."""
-        return self._tree.path_log_prob(vertex)
+        return self._tree[vertex].total - self._tree.root.total
 
     def depth(self, vertex: int) -> int:
         """Levels below the root."""
-        return self._tree.depth(vertex) - self._tree.depth(self.root)
+        return self._tree[vertex].depth - self._tree.root.depth
 
     def token_id(self, vertex: int) -> int:
-        return self._tree.token_id(vertex)
+        return self._tree[vertex].token_id
 
     def parent(self, vertex: int) -> int:
-        return self._tree.parent(vertex)
+        return self._tree[vertex].parent
 
     def position(self, vertex: int) -> int:
         """Absolute position of the vertex's token."""
@@ -132,47 +129,57 @@ class GrowingTree:
 
     def path(self, vertex: int) -> list[int]:
         """Vertices below the root down to `vertex`."""
-        return self._tree.path(vertex)
+        found = []
+        while vertex != self.root:
+            found.append(vertex)
+            vertex = self._tree[vertex].parent
+        found.reverse()
+        return found
 
     def is_expanded(self, vertex: int) -> bool:
-        return vertex in self._expanded
+        return vertex in self._tree and self._tree[vertex].row is not None
 
     def is_sent(self, vertex: int) -> bool:
         """Whether the tree on the wire has the vertex; its root counts as sent."""
-        return vertex in self._indices
+        return vertex in self._tree and self._sent.has(self._tree[vertex])
 
     def walk(self, token_ids: Sequence[int]) -> list[int]:
-        """The vertices below the root that `token_ids` match, as far as they do."""
+        """The vertices below the root that `token_ids` match, as far as they have surfaced."""
         matched = []
-        at = self.root
+        at = self._tree.root
         for token_id in token_ids:
-            child = self._tree.child(at, token_id)
+            child = at.children.get(token_id)
             if child is None:
                 break
-            matched.append(child)
+            matched.append(child.number)
             at = child
         return matched
 
     # --- growth ----------------------------------------------------------------------------------
 
-    def frontier(self, beam_width: int | None = None) -> tuple[int, ...]:
-        """The vertices to expand next, most probable first."""
+    def frontier(self, beam_width: int | None = None, least_prob: float = 0.0) -> tuple[int, ...]:
+        """The vertices to expand next, most probable first.
+
+        Args:
+            beam_width: most of them; None for that of the settings.
+            least_prob: path probability that they need beyond what the settings ask for.
+        """
         width = self.settings.beam_width if beam_width is None else beam_width
-        if len(self._tree) >= self.settings.max_local:
+        tree = self._tree
+        if len(tree) >= self.settings.max_local:
             return ()
-        least = self._least_log_prob()
+        least = max(self._least_total(), tree.root.total + _log(least_prob))
+        deepest = self._deepest()
         found: list[tuple[float, int]] = []
-        while self._frontier and len(found) < width:
-            entry = heapq.heappop(self._frontier)
-            if entry[1] in self._expanded or not self._may_expand(entry[1]):
-                continue
-            if self.path_log_prob(entry[1]) < least:
-                heapq.heappush(self._frontier, entry)
-                break
-            found.append(entry)
+        heap = self._frontier
+        while heap and len(found) < width and -heap[0][0] >= least:
+            entry = heapq.heappop(heap)
+            vertex = tree[entry[1]]
+            if vertex.row is None and vertex.depth < deepest:
+                found.append(entry)
         for entry in found:  # they stay in the frontier until they are expanded
-            heapq.heappush(self._frontier, entry)
-        return tuple(vertex for _, vertex in found)
+            heapq.heappush(heap, entry)
+        return tuple(number for _, number in found)
 
     def expand(
         self,
@@ -187,49 +194,33 @@ class GrowingTree:
             token_ids: int32 [n, k], different ones in each row, best first.
             log_probs: float32 [n, k], natural log P(token | vertex).
         """
+        tree = self._tree
         rows = zip(vertices, token_ids.tolist(), log_probs.tolist(), strict=True)
-        for vertex, row_tokens, row_log_probs in rows:
-            if vertex not in self._tree or vertex in self._expanded:
-                continue
-            self._expanded.add(vertex)
-            above = self.path_log_prob(vertex)
-            children = zip(row_tokens, row_log_probs, strict=True)
-            for token_id, log_prob in children:
-                edge = min(0.0, max(_LEAST_EDGE_LOG_PROB, log_prob))
-                if self._has_room(above + edge):
-                    self._add(vertex, token_id, edge)
+        for number, row_tokens, row_log_probs in rows:
+            if number in tree and tree[number].row is None:
+                tree.expand(tree[number], row_tokens, row_log_probs)
+        self._surface()
 
     # --- the wire --------------------------------------------------------------------------------
 
     def take_gain(self, limit: int) -> Gain | None:
         """What to send next, at most `limit` vertices; what is returned counts as sent.
 
-        Never more than the protocol allows: see the limits in `wire/link_machine.py`.
+        Never more than the protocol allows, see SentTree.
         """
-        if self._next_index > LAST_TREE_INDEX:
+        if self._sent.is_full:
             self._begin_tree()
-        settings = self.settings
-        allowed = min(
-            limit,
-            settings.max_unverified - self.num_unverified,
-            settings.max_unverified * (self._num_verdicts + self._tree_no) - self._num_sent,
-            LAST_TREE_INDEX + 1 - self._next_index,
-        )
-        taken = self._pop_unsent(allowed)
+        taken = self._pop_unsent(self._sent.room(limit, self.settings.max_unverified))
         if not taken:
             return None
-        first_index = self._next_index
-        for index, vertex in enumerate(taken, first_index):
-            self._indices[vertex] = index
-        self._next_index += len(taken)
-        self._num_sent += len(taken)
-        tree, indices = self._tree, self._indices
+        first_index = self._sent.send(taken)
+        tree = self._tree
         candidates = Candidates(
-            np.array([tree.token_id(vertex) for vertex in taken], dtype=np.int32),
-            np.array([indices[tree.parent(vertex)] for vertex in taken], dtype=np.int32),
-            np.array([tree.log_prob(vertex) for vertex in taken], dtype=np.float32),
+            np.array([vertex.token_id for vertex in taken], dtype=np.int32),
+            np.array([tree[vertex.parent].index for vertex in taken], dtype=np.int32),
+            np.array([vertex.log_prob for vertex in taken], dtype=np.float32),
         )
-        return Gain(self._tree_no, first_index, self._base_position, candidates)
+        return Gain(self._sent.tree_no, first_index, self._sent.base_position, candidates)
 
     def commit(self, token_ids: Sequence[int]) -> bool:
         """Follow one verdict; call it once for each. True when the tree had its tokens.
@@ -237,25 +228,24 @@ class GrowingTree:
         If they lie in what was sent, the tree on the wire goes on; otherwise a new one begins at
         the new root and everything alive counts as unsent.
         """
-        self._num_verdicts += 1
+        self._sent.verdict()
         if not token_ids:
             return True
         self.num_committed += len(token_ids)
-        matched = self.walk(token_ids)
+        matched = self._follow(token_ids)
         is_hit = len(matched) == len(token_ids)
         if is_hit:
             self._tree.reroot(matched[-1])
         else:
-            self._tree = DraftTree(token_ids[-1], root_index=self._next_id)
-            self._next_id += 1
-        tree = self._tree
-        self._expanded = {vertex for vertex in self._expanded if vertex in tree}
-        self._indices = {v: index for v, index in self._indices.items() if v in tree}
-        if tree.root in self._indices:
+            root = LocalVertex(self._tree.next_number, token_ids[-1])
+            self._tree = LocalTree(root, next_number=root.number + 1)
+        if self._sent.has(self._tree.root):
+            self._sent.num_unverified = sum(map(self._sent.has, self._tree)) - 1
             self._refill_unsent()
         else:
             self._begin_tree()
         self._refill_frontier()
+        self._surface()
         return is_hit
 
     def restart(self) -> None:
@@ -264,8 +254,7 @@ class GrowingTree:
 
     def resume(self) -> None:
         """A new link: tree numbers and the protocol's counts begin anew, the tree is kept."""
-        self._num_verdicts = self._num_sent = self._tree_no = 0
-        self._next_index = 2
+        self._sent.new_link()
         self._begin_tree()
 
     def tune(self, min_prob: float, look_ahead: int, max_unverified: int) -> None:
@@ -277,58 +266,62 @@ class GrowingTree:
             max_unverified=max(max_unverified, self.settings.max_unverified),
         )
         self._refill_frontier()
+        self._surface()
 
     # --- inside ----------------------------------------------------------------------------------
 
     def _begin_tree(self) -> None:
-        if self._next_index > 1:  # a tree begins on the wire with its first vertex, not before
-            self._tree_no += 1
-        self._next_index = 1
-        self._base_position = self.num_committed
-        self._indices = {self._tree.root: 0}
+        self._sent.begin(self._tree.root, self.num_committed)
         self._refill_unsent()
 
-    def _add(self, parent: int, token_id: int, log_prob: float) -> None:
-        vertex = self._next_id
-        self._next_id += 1
-        self._tree.add(vertex, parent, token_id, log_prob)
-        entry = (-self._tree.vertex(vertex).total, vertex)
-        heapq.heappush(self._frontier, entry)
-        heapq.heappush(self._unsent, entry)
-
-    def _has_room(self, path_log_prob: float) -> bool:
-        """Improbable vertices are kept for what a verdict may make of them, but only so many."""
-        share = 1 if path_log_prob >= self._least_log_prob() else 2
-        return len(self._tree) < self.settings.max_local // share
-
-    def _may_expand(self, vertex: int) -> bool:
-        if self.depth(vertex) >= self.settings.look_ahead:
-            return False
-        return self._max_position is None or self.position(vertex) + 1 < self._max_position
-
-    def _least_log_prob(self) -> float:
-        least = self.settings.min_prob
-        return math.log(least) if least > 0 else -math.inf
-
-    def _pop_unsent(self, limit: int) -> list[int]:
-        """Most probable first; a parent is no less probable and older, so it comes first."""
-        least = self._least_log_prob()
-        taken: list[int] = []
-        while self._unsent and len(taken) < limit:
-            vertex = self._unsent[0][1]
-            if self.path_log_prob(vertex) < least:
+    def _follow(self, token_ids: Sequence[int]) -> list[LocalVertex]:
+        """Like `walk`, into the rows too; the tree must then be rerooted."""
+        matched: list[LocalVertex] = []
+        at = self._tree.root
+        for token_id in token_ids:
+            child = self._tree.child(at, token_id)
+            if child is None:
                 break
-            heapq.heappop(self._unsent)
-            taken.append(vertex)
+            matched.append(child)
+            at = child
+        return matched
+
+    def _surface(self) -> None:
+        """Everything probable enough becomes a vertex to send and to expand."""
+        for vertex in self._tree.surface(self._least_total(), self.settings.max_local):
+            entry = (-vertex.total, vertex.number)
+            heapq.heappush(self._frontier, entry)
+            heapq.heappush(self._unsent, entry)
+
+    def _deepest(self) -> int:
+        """Vertices at this depth of the local tree or below it are not expanded."""
+        root_depth = self._tree.root.depth
+        deepest = root_depth + self.settings.look_ahead
+        if self._max_position is None:
+            return deepest
+        return min(deepest, root_depth + self._max_position - self.num_committed)
+
+    def _least_total(self) -> float:
+        return self._tree.root.total + _log(self.settings.min_prob)
+
+    def _pop_unsent(self, limit: int) -> list[LocalVertex]:
+        """Most probable first; a parent is no less probable and older, so it comes first."""
+        least = self._least_total()
+        heap, tree = self._unsent, self._tree
+        taken: list[LocalVertex] = []
+        while heap and len(taken) < limit and -heap[0][0] >= least:
+            taken.append(tree[heapq.heappop(heap)[1]])
         return taken
 
     def _refill_unsent(self) -> None:
-        tree = self._tree
-        self._unsent = [(-tree.vertex(v).total, v) for v in tree if v not in self._indices]
+        has = self._sent.has
+        self._unsent = [(-v.total, v.number) for v in self._tree if not has(v)]
         heapq.heapify(self._unsent)
 
     def _refill_frontier(self) -> None:
-        tree = self._tree
-        live = [tree.root, *tree]
-        self._frontier = [(-tree.vertex(v).total, v) for v in live if v not in self._expanded]
+        self._frontier = [(-v.total, v.number) for v in self._tree if v.row is None]
         heapq.heapify(self._frontier)
+
+
+def _log(prob: float) -> float:
+    return math.log(prob) if prob > 0 else -math.inf

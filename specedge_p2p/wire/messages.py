@@ -61,6 +61,8 @@ class Hello(Message, frozen=True, array_like=True, tag=1):
     level_time_s: Seconds
     """Measured time of one level with one session."""
     software: Text = ""
+    level_session_time_s: Seconds = 0.0
+    """What each further session adds to the time of a level."""
 
 
 class Proposal(Message, frozen=True, array_like=True, tag=2):
@@ -86,9 +88,14 @@ class Pong(Message, frozen=True, array_like=True, tag=3):
 
 
 class Capacity(Message, frozen=True, array_like=True, tag=4):
-    """How many sessions the node takes from now on; 0 pauses new ones."""
+    """How many sessions the node takes from now on; 0 pauses new ones.
+
+    level_time_s and level_session_time_s: as in Hello, measured anew; 0 where nothing has changed.
+    """
 
     max_sessions: SessionCount
+    level_time_s: Seconds = 0.0
+    level_session_time_s: Seconds = 0.0
 
 
 class Release(Message, frozen=True, array_like=True, tag=5):

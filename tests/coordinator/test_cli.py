@@ -37,6 +37,7 @@ def assert_clear(result: Result, *parts: str) -> None:
         (["--allow", "nobody"], ["--allow nobody"]),
         (["--model", "/no/such/model"], ["/no/such/model"]),
         (["--listen", "nonsense"], ["nonsense"]),
+        (["--lockstep", "6"], ["'6'", "6x32"]),
         (["--bootstrap", "/ip4/1.2.3.4/tcp/1"], ["/ip4/1.2.3.4/tcp/1"]),
         (["--database-url", "postgresql://nobody@127.0.0.1:1/none"], ["127.0.0.1"]),
     ],

@@ -218,6 +218,19 @@ async def test_a_node_takes_as_many_as_it_says(autojump_clock: MockClock) -> Non
             nursery.cancel_scope.cancel()
 
 
+async def test_what_a_node_says_of_its_levels_is_known(autojump_clock: MockClock) -> None:
+    async with running_swarm() as swarm, scripted_node(swarm) as node:
+        await node.greet(changed(HELLO, level_time_s=0.01, level_session_time_s=0.001))
+        for said, known in (
+            (Capacity(3), (0.01, 0.001)),
+            (Capacity(3, 0.02, 0.003), (0.02, 0.003)),
+            (Capacity(2), (0.02, 0.003)),
+        ):
+            await _say_and_count(node, said, 0)
+            (link,) = swarm.coordinator.leases.nodes
+            assert (link.level_time_s, link.level_session_time_s) == known
+
+
 async def _say_and_count(node: ScriptedNode, message: Capacity, num_sessions: int) -> None:
     await node.say(message)
     with trio.move_on_after(3):

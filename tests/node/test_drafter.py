@@ -222,9 +222,56 @@ def test_prompts_are_read_in_chunks_while_others_grow() -> None:
     assert model.num_prefix_rows(2) == 35
 
 
-@pytest.mark.parametrize(("num_sessions", "beam"), [(1, 16), (2, 8), (4, 8), (11, 8), (12, 4)])
+def widths(drafter: Drafter, model: Recorder, num_levels: int = 6) -> int:
+    """The most rows that one session had in a level."""
+    model.log.clear()
+    for _ in range(num_levels):
+        drafter.level()
+    return max(len(rows.token_ids) for rows, _ in model.log if rows.visible is not None)
+
+
+@pytest.mark.parametrize(("num_sessions", "beam"), [(1, 16), (3, 16), (4, 8), (11, 8), (12, 4)])
 def test_the_beam_narrows_with_the_number_of_sessions(num_sessions: int, beam: int) -> None:
-    assert DrafterSettings().beam_width(num_sessions) == beam
+    model = Recorder(DRAFT)
+    drafter = Drafter(model)
+    for number in range(num_sessions):
+        drafter.open(number, request())
+    assert widths(drafter, model) == beam
+
+
+def test_the_coordinator_may_wish_for_another_beam() -> None:
+    model = Recorder(DRAFT)
+    drafter = Drafter(model)
+    wished = DraftRequest(PROMPT, GREEDY, KEY, 4096, 32, GrowthWishes(beam_width=3))
+    drafter.open(1, wished)
+    assert widths(drafter, model) == 3
+    drafter.commit(1, [30])
+    drafter.tune(1, GrowthWishes(beam_width=5))
+    assert widths(drafter, model) == 5
+
+
+def test_levels_are_timed_and_prompts_are_not() -> None:
+    now = iter(range(1000))
+    drafter = Drafter(ToyModel(DRAFT), clock=lambda: float(next(now)))
+    drafter.open(1, request())
+    drafter.level()
+    assert drafter.level_time_s(1) == 0.0
+    drafter.level()
+    assert drafter.level_time_s(1) > 0.0
+
+
+def test_growth_that_is_not_worth_a_level_rests_until_the_next_verdict() -> None:
+    rows = {}
+    for has_early_stop in (True, False):
+        model = Recorder(DRAFT)
+        drafter = Drafter(model, DrafterSettings(has_early_stop=has_early_stop))
+        drafter.open(1, request())
+        rows[has_early_stop] = 0
+        while done := drafter.level().num_rows:
+            rows[has_early_stop] += done
+        drafter.commit(1, [30])
+        assert drafter.level().num_rows
+    assert rows[True] < rows[False]
 
 
 def test_nothing_stands_at_or_beyond_the_last_position() -> None:

@@ -1,14 +1,19 @@
 """The benchmark and the small settings around it."""
 
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
+
+import pytest
 
 from node.dishonest import GuessingModel
 from node.governor import Governor
 from node.hardware import Benchmark, LevelTime, benchmark, has_cuda_device, limit_threads
+from node.level_times import LevelShape
 from node.settings import default_home, default_threads
 from node.status import Snapshot, status_line
 from node.worker import WorkerStats
+from specedge_p2p.lm.ports import Children, Rows
 from specedge_p2p.lm.toy import ToyModel
 
 
@@ -80,3 +85,27 @@ def test_the_status_line_says_what_counts() -> None:
     assert status_line(before, before).startswith("waiting for work")
     bad = Snapshot(12.0, WorkerStats(num_bad_receipts=1))
     assert "1 BAD RECEIPTS" in status_line(bad, bad, is_paused=True)
+
+
+def test_the_benchmark_teaches_a_model_of_level_times() -> None:
+    now = [0.0]
+
+    class Slow(ToyModel):
+        def expand(self, batch: Sequence[Rows], branch_width: int) -> list[Children]:
+            now[0] += 0.004 + 0.0001 * sum(len(rows.token_ids) for rows in batch)
+            return super().expand(batch, branch_width)
+
+    model = Slow()
+    result = benchmark(model, lambda: now[0], repeats=2)
+    assert {sample.shape.num_sessions for sample in result.more} == {1, 4, 8}
+    times = result.level_times()
+    for num_rows, num_sessions in ((16, 1), (64, 4), (10, 2)):
+        shape = LevelShape(num_rows, num_sessions, 64 * num_sessions)
+        assert times.predict(shape) == pytest.approx(0.004 + 0.0001 * num_rows, rel=0.03)
+
+
+def test_a_small_model_is_measured_as_far_as_it_goes() -> None:
+    model = ToyModel(max_context=40, cache_rows=200)
+    result = benchmark(model, iter(range(10_000)).__next__, repeats=1)
+    assert result.more == ()
+    assert model.num_free_rows == 200

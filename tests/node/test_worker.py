@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from node.drafter import Drafter, DrafterSettings, LevelDone
+from node.level_times import LevelShape
 from node.link import ReplayLink, backoff_s, delayed
 from node.link_life import LinkEnd, Refused
 from node.receipts import ReceiptBook
@@ -18,6 +19,7 @@ from specedge_p2p.lm.toy import ToyModel, ToyParams
 from specedge_p2p.overlay.memory import MemoryNetwork, MemoryOverlay
 from specedge_p2p.overlay.ports import DRAFT_PROTOCOL, Link
 from specedge_p2p.wire.messages import (
+    Capacity,
     Drain,
     Goodbye,
     GrowthWishes,
@@ -249,6 +251,29 @@ async def test_capacity_is_told(autojump_clock: object) -> None:
         scene.worker.leave()
     kinds = [type(m).__name__ for _, m in scene.coordinator.received]
     assert "Capacity" in kinds
+
+
+async def test_a_machine_that_has_become_slower_says_so_once(autojump_clock: object) -> None:
+    scene = Scene(step_s=0.05)
+    shape, busy = LevelShape(16, 1, 256), LevelShape(128, 8, 2048)
+    scene.drafter.times.observe(shape, 0.004)
+    scene.coordinator.add(1)
+    async with scene.open() as address, trio.open_nursery() as nursery:
+        nursery.start_soon(scene.until_done)
+        nursery.start_soon(scene.serve, address)
+        await trio.sleep(0.1)
+        for _ in range(60):
+            scene.drafter.times.observe(shape, 0.012)
+            scene.drafter.times.observe(busy, 0.019)
+    (hello,) = scene.coordinator.hellos
+    assert hello.level_time_s == pytest.approx(0.004, rel=0.05)
+    (news,) = [m for _, m in scene.coordinator.received if isinstance(m, Capacity)]
+    assert news.max_sessions == 8
+    assert news.level_time_s == pytest.approx(0.012, rel=0.1)
+    assert news.level_session_time_s > 0
+    stats = scene.worker.stats
+    assert stats.num_rows > stats.num_levels > 0
+    assert 0 < stats.num_prefill_rows < stats.num_rows
 
 
 async def test_law5_receipt_chain_is_kept_and_missing_ones_are_asked_for(

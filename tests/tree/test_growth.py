@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specedge_p2p.tree import growth
+from specedge_p2p.tree import sent_tree
 from specedge_p2p.tree.growth import Gain, GrowingTree, GrowthSettings
 from specedge_p2p.tree.received_tree import ReceivedTree
 from tests.support.trees import RememberingTree
@@ -18,7 +18,7 @@ Children = Sequence[tuple[int, float]]
 
 
 def grow(tree: GrowingTree, vertex: int, children: Children) -> list[int]:
-    """Expand one vertex with (token, probability) children; returns those that were kept."""
+    """Expand one vertex with (token, probability) children; returns those that surfaced."""
     token_ids = np.array([[token for token, _ in children]], dtype=np.int32)
     probs = np.array([[prob for _, prob in children]])
     with np.errstate(divide="ignore"):
@@ -56,13 +56,14 @@ def test_the_frontier_is_the_most_probable_that_are_not_expanded() -> None:
 
 def test_improbable_deep_and_last_vertices_are_not_expanded() -> None:
     tree = GrowingTree(10, 7, GrowthSettings(min_prob=0.1, look_ahead=2))
-    a, b = grow(tree, 0, [(1, 0.8), (2, 0.05)])
+    (a,) = grow(tree, 0, [(1, 0.8), (2, 0.05)])
     assert tree.frontier() == (a,)
     (c,) = grow(tree, a, [(1, 0.9)])
     assert tree.frontier() == ()
     assert tree.commit([1])  # one level less, so there is one more to grow
     assert tree.frontier() == (c,)
-    assert b not in tree
+    assert a in tree
+    assert 0 not in tree
     end = GrowingTree(10, 7, GrowthSettings(), max_position=11)
     grow(end, 0, [(1, 0.8)])
     assert end.frontier() == ()  # its children would stand at 11
@@ -89,14 +90,38 @@ def test_expanding_what_a_verdict_took_or_twice_changes_nothing() -> None:
 
 def test_law7_bounded_local_tree() -> None:
     tree = GrowingTree(10, 7, GrowthSettings(max_local=8, min_prob=0.1))
-    grow(tree, 0, [(token, 0.01) for token in range(6)])
-    assert len(tree) == 4  # improbable ones may fill half of it
-    tree = GrowingTree(10, 7, GrowthSettings(max_local=8, min_prob=0.1))
     grow(tree, 0, [(token, 0.12) for token in range(7)])
+    assert len(tree) == 7
     assert tree.frontier()
     grow(tree, tree.frontier()[0], [(token, 0.9) for token in range(7)])
     assert len(tree) == 8
     assert tree.frontier() == ()
+    assert tree.commit([0])  # what found no room surfaces when there is some
+    assert len(tree) == 7
+
+
+def test_what_is_improbable_surfaces_when_a_verdict_makes_it_probable() -> None:
+    tree = GrowingTree(10, 7, GrowthSettings(min_prob=0.1))
+    (a,) = grow(tree, 0, [(1, 0.2), (2, 0.05)])
+    assert grow(tree, a, [(3, 0.45), (4, 0.4), (5, 0.02)]) == []
+    assert len(tree) == 1
+    assert tree.commit([1])
+    assert [tree.token_id(v) for v in tree.frontier()] == [3, 4]
+    assert gained(tree).candidates.token_ids.tolist() == [3, 4]
+    assert tree.commit([5])  # one that never surfaced is a hit too
+    assert (tree.num_committed, tree.frontier()) == (12, (tree.root,))
+    grow(tree, tree.root, [(6, 0.05)])
+    tree.tune(min_prob=0.01, look_ahead=24, max_unverified=256)
+    assert gained(tree).candidates.token_ids.tolist() == [6]
+
+
+def test_a_frontier_may_be_asked_for_better_vertices() -> None:
+    tree = GrowingTree(10, 7, GrowthSettings())
+    a, b = grow(tree, 0, [(1, 0.5), (2, 0.3)])
+    assert tree.frontier(least_prob=0.4) == (a,)
+    assert tree.frontier(least_prob=0.6) == ()
+    assert tree.frontier() == (a, b)
+    assert tree.num_levels == 1
 
 
 def test_gains_are_parents_first_best_first_in_wire_indices() -> None:
@@ -131,8 +156,8 @@ def test_gains_obey_limit_and_max_unverified() -> None:
 
 def test_a_hit_in_what_was_sent_stays_in_the_same_tree() -> None:
     tree = GrowingTree(10, 7, GrowthSettings(min_prob=0.1))
-    a, b = grow(tree, 0, [(1, 0.8), (2, 0.05)])
-    gained(tree)
+    a, b = grow(tree, 0, [(1, 0.8), (2, 0.15)])
+    gained(tree, 1)
     (c,) = grow(tree, a, [(3, 0.9)])
     assert tree.commit([1])
     assert (tree.root, tree.tree_no, tree.base_position, tree.num_committed) == (a, 1, 10, 11)
@@ -146,8 +171,8 @@ def test_a_hit_in_what_was_sent_stays_in_the_same_tree() -> None:
 
 def test_a_hit_beyond_what_was_sent_begins_a_new_tree_with_what_is_live() -> None:
     tree = GrowingTree(10, 7, GrowthSettings(min_prob=0.1))
-    _a, b = grow(tree, 0, [(1, 0.8), (2, 0.05)])
-    gained(tree)
+    _a, b = grow(tree, 0, [(1, 0.8), (2, 0.15)])
+    gained(tree, 1)
     grow(tree, b, [(5, 0.9)])
     assert tree.commit([2])
     assert (tree.root, tree.tree_no, tree.base_position) == (b, 2, 11)
@@ -194,7 +219,7 @@ def test_restart_and_resume_send_everything_again() -> None:
 
 
 def test_a_full_tree_is_followed_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(growth, "LAST_TREE_INDEX", 3)
+    monkeypatch.setattr(sent_tree, "LAST_TREE_INDEX", 3)
     tree = GrowingTree(10, 7, GrowthSettings())
     grow(tree, 0, [(token, 0.2) for token in range(4)])
     assert len(gained(tree).candidates) == 3
@@ -301,8 +326,8 @@ def expand_frontier(node: GrowingTree, rng: random.Random) -> None:
 
 def draw_tokens(node: GrowingTree, coordinator: Coordinator, rng: random.Random) -> tuple[int, ...]:
     """Often what was guessed, here or not yet, so that walks go far; then something of its own."""
-    local = (tuple(tokens_of(node, vertex)) for vertex in everything(node))
-    texts = sorted(coordinator.live_texts()) + sorted(local)[:3]
+    local = [tuple(tokens_of(node, vertex)) for vertex in everything(node)]
+    texts = sorted(coordinator.live_texts()) + sorted(local)[:3] + sorted(in_rows(node))[:2]
     path = rng.choice(texts) if rng.random() < 0.7 else ()
     return (*path, *(rng.randrange(VOCABULARY) for _ in range(rng.choice([0, 0, 1, 2]))))
 
@@ -321,7 +346,7 @@ def test_law1_output_and_law7_bounded_over_any_interleaving(seed: int) -> None:
     """What a coordinator keeps equals brute force, and no honest node passes a limit."""
     rng = random.Random(seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(growth, "LAST_TREE_INDEX", LAST_INDEX)
+        patch.setattr(sent_tree, "LAST_TREE_INDEX", LAST_INDEX)
         node, coordinator = GrowingTree(5, 7, SETTINGS), Coordinator(5)
         up: deque[Gain] = deque()
         down: deque[Verdict] = deque()
@@ -364,6 +389,12 @@ def settle(
         assert coordinator.live_texts() == sent - {()}
     else:
         assert sent == {()}  # its next tree has not begun
+
+
+def in_rows(node: GrowingTree) -> set[tuple[int, ...]]:
+    """Token paths to what has not surfaced."""
+    rows = ((v, node._tree[v].row) for v in everything(node))
+    return {(*tokens_of(node, v), token) for v, row in rows if row for token in row.token_ids}
 
 
 def everything(node: GrowingTree) -> list[int]:
