@@ -4,6 +4,7 @@ It does what `coordinator/rounds.py` does, without its two tasks: step n + 1 is 
 n runs, results are committed and published when they come.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -20,11 +21,13 @@ from coordinator.engine.messages import (
 )
 from coordinator.gateway.ports import GenerationRequest
 from coordinator.leases import Leases
+from coordinator.lockstep import make_gate
 from coordinator.policy import StepPolicy
 from coordinator.rounds import STEPS_IN_FLIGHT
 from coordinator.sessions import Committed, Session, Sessions
+from coordinator.settings import Lockstep
 from specedge_p2p.names import SessionId
-from specedge_p2p.wire.messages import Proposal, Resume, Welcome
+from specedge_p2p.wire.messages import GrowthWishes, Proposal, Resume, Welcome
 from tests.simulator.events import Agenda
 from tests.simulator.models import MAX_CONTEXT
 from tests.simulator.node import WiredLink, welcome
@@ -70,6 +73,7 @@ class SimCoordinator:
     Args:
         policy: the real one; it is calibrated in `start`.
         vocab_size: of the recorded pair.
+        lockstep: rounds in lock-step instead of continuous drafting.
         on_commit, on_step, on_end: called with what happened, for figures and the next session.
     """
 
@@ -81,12 +85,21 @@ class SimCoordinator:
         on_commit: Callable[[Session, Committed], None],
         on_step: Callable[[StepDone], None],
         on_end: Callable[[Session], None],
+        lockstep: Lockstep | None = None,
     ) -> None:
         self._agenda, self._policy = agenda, policy
         self._welcome = welcome(vocab_size)
         self._on_commit, self._on_step, self._on_end = on_commit, on_step, on_end
         self.sessions = Sessions(max_sessions=1 << 20)
-        self.leases = Leases(self.sessions, frozenset(), lambda: agenda.now, LEASE_S)
+        self._gate = make_gate(lockstep)
+        self._next_look_s = math.inf
+        self.leases = Leases(
+            self.sessions,
+            frozenset(),
+            lambda: agenda.now,
+            LEASE_S,
+            GrowthWishes() if lockstep is None else lockstep.wishes,
+        )
         self.leases.max_context = MAX_CONTEXT
         self._outbox: list[ToEngine] = []
         self._num_in_flight = 0
@@ -167,6 +180,8 @@ class SimCoordinator:
                 log_probs=proposal.log_probs,
             )
         )
+        if self._gate.proposed(lease.source, proposal.base_position):
+            self.pump()
 
     # --- rounds ----------------------------------------------------------------------------------
 
@@ -178,10 +193,22 @@ class SimCoordinator:
             self.engine.send(*messages)
         while self._num_in_flight < STEPS_IN_FLIGHT:
             live = [session for session in self.sessions if session.is_live]
-            if not live:
+            due = self._gate.due(self._agenda.now, live, self.leases.sources)
+            if not due:
+                self._look_again(self._gate.patience_s(self._agenda.now))
                 return
+            batch = self._policy.plan(due, self.leases.sources)
+            self._gate.planned(batch)
             self._num_in_flight += 1
-            self.engine.send(self._policy.plan(live, self.leases.sources))
+            self.engine.send(batch)
+
+    def _look_again(self, wait_s: float) -> None:
+        """A session that waits for a proposal in lock-step does not wait for ever."""
+        at_s = self._agenda.now + wait_s
+        if self._agenda.now < self._next_look_s <= at_s or math.isinf(at_s):
+            return
+        self._next_look_s = at_s
+        self._agenda.at(at_s, self.pump)
 
     def hear(self, message: FromEngine) -> None:
         match message:
@@ -195,6 +222,7 @@ class SimCoordinator:
 
     def _publish(self, step: StepDone) -> None:
         self._num_in_flight -= 1
+        self._gate.done(step.step_no)
         num_tokens = 0
         for result in step.results:
             session = self.sessions.get(result.session)
@@ -207,6 +235,7 @@ class SimCoordinator:
         committed = session.commit(result)
         session._guessed.clear()
         self.leases.publish(session, committed)
+        self._gate.committed(self._agenda.now, session)
         self._on_commit(session, committed)
         if session.finish is not None:
             self._outbox.append(CloseSession(session.number))

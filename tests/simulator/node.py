@@ -7,9 +7,10 @@ from typing import Protocol
 from coordinator.node_link import NodeLink
 from node.desk import Desk
 from node.drafter import Drafter, DrafterSettings, LevelDone
+from node.hardware import WIDTHS
+from node.level_times import LevelSample, LevelShape, LevelTimes
 from specedge_p2p.names import PeerId
 from specedge_p2p.overlay.ports import Link
-from specedge_p2p.tree.growth import GrowthSettings
 from specedge_p2p.wire.link_machine import LinkMachine
 from specedge_p2p.wire.messages import (
     MAX_PROPOSAL_VERTICES,
@@ -98,13 +99,13 @@ class SimNode:
         random: Random,
         propose: Callable[[WiredLink, Proposal], None],
         max_sessions: int,
-        growth: GrowthSettings | None = None,
+        settings: DrafterSettings | None = None,
     ) -> None:
         self.peer_id = peer_id
         self._model, self._agenda, self._costs = model, agenda, costs
         self._quality, self._random, self._propose = quality, random, propose
         self._max_sessions = max_sessions
-        self._drafter = Drafter(model, DrafterSettings(growth or GrowthSettings()))
+        self._drafter = Drafter(model, settings, times=known_times(costs))
         self.desk = Desk(self._drafter, max_sessions)
         self._up = Pipe(agenda, quality, random)
         self._down = Pipe(agenda, quality, random)
@@ -178,6 +179,14 @@ class SimNode:
         if costs.stall_rate and self._random.random() < costs.stall_rate:
             time_s += costs.stall_s
         return time_s
+
+
+def known_times(costs: NodeCosts) -> LevelTimes:
+    """What a node has measured of its device before it joined."""
+    return LevelTimes(
+        LevelSample(LevelShape(num_rows, 1, 64), costs.level_s + costs.level_row_s * num_rows)
+        for num_rows in WIDTHS
+    )
 
 
 class StillNode:

@@ -16,6 +16,7 @@ from coordinator.engine.settings import EngineLimits
 from coordinator.policy import StepPolicy
 from coordinator.scheduler.plan import FixedTree, PlanLimits
 from coordinator.sessions import Committed, Session
+from coordinator.settings import Lockstep
 from specedge_p2p.names import PeerId
 from tests.simulator.coordinator import SimCoordinator
 from tests.simulator.engine import SimEngine
@@ -59,6 +60,7 @@ class WorldPlan:
         max_batch: most sessions in one step, 0 for all.
         engine_draft: the engine's own draft model, one of the recorded ones; "" for none.
         tree: the tree that it drafts whatever it brings; None lets the costs decide.
+        lockstep: rounds in lock-step instead of continuous drafting.
         num_tokens: committed tokens after which the run ends.
         max_s: or after so many simulated seconds.
         warm_up: share of the tokens before which nothing is counted.
@@ -74,6 +76,7 @@ class WorldPlan:
     max_batch: int = 0
     engine_draft: str = ""
     tree: FixedTree | None = None
+    lockstep: Lockstep | None = None
     num_tokens: int = 6000
     max_s: float = math.inf
     warm_up: float = 0.1
@@ -124,7 +127,7 @@ class World:
     def _build_coordinator(self) -> SimCoordinator:
         plan = self.plan
         limits = PlanLimits(
-            max_rows=plan.max_rows,
+            max_rows=max(plan.max_rows, plan.lockstep.vertices if plan.lockstep else 0),
             has_ngram=plan.has_ngram,
             prefill_tokens=4096,
             prefill_share=1000.0 if plan.is_prefill_free else 0.5,
@@ -138,6 +141,7 @@ class World:
             self._on_commit,
             self._on_step,
             self._on_end,
+            plan.lockstep,
         )
         core = EngineCore(
             TraceTarget(self._by_key, self._book.vocab_size, "recorded"),
