@@ -160,6 +160,7 @@ class SimNode:
         done = self._drafter.level()
         self.desk.shed(done.shed)
         if not done.num_rows:
+            self._exchange()  # in lock-step a tree that cannot grow is proposed as it is
             return
         self._is_busy = True
         time_s = self._level_time_s(done)
