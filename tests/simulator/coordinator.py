@@ -24,6 +24,7 @@ from coordinator.leases import Leases
 from coordinator.lockstep import make_gate
 from coordinator.policy import StepPolicy
 from coordinator.rounds import STEPS_IN_FLIGHT
+from coordinator.scheduler.factors import Factors
 from coordinator.sessions import Committed, Session, Sessions
 from coordinator.settings import Lockstep
 from specedge_p2p.names import SessionId
@@ -72,6 +73,7 @@ class SimCoordinator:
 
     Args:
         policy: the real one; it is calibrated in `start`.
+        factors: what is believed of nodes, shared with the policy.
         vocab_size: of the recorded pair.
         lockstep: rounds in lock-step instead of continuous drafting.
         on_commit, on_step, on_end: called with what happened, for figures and the next session.
@@ -81,6 +83,7 @@ class SimCoordinator:
         self,
         agenda: Agenda,
         policy: StepPolicy,
+        factors: Factors,
         vocab_size: int,
         on_commit: Callable[[Session, Committed], None],
         on_step: Callable[[StepDone], None],
@@ -99,6 +102,7 @@ class SimCoordinator:
             lambda: agenda.now,
             LEASE_S,
             GrowthWishes() if lockstep is None else lockstep.wishes,
+            factors,
         )
         self.leases.max_context = MAX_CONTEXT
         self._outbox: list[ToEngine] = []
@@ -222,6 +226,7 @@ class SimCoordinator:
 
     def _publish(self, step: StepDone) -> None:
         self._num_in_flight -= 1
+        self.leases.learn(step)
         self._gate.done(step.step_no)
         num_tokens = 0
         for result in step.results:
@@ -240,6 +245,7 @@ class SimCoordinator:
         if session.finish is not None:
             self._outbox.append(CloseSession(session.number))
             self.leases.close(session, session.finish)
+            self._policy.forget(session)
             self.sessions.remove(session)
             self._on_end(session)
             self.leases.rematch()

@@ -32,6 +32,7 @@ from coordinator.engine.messages import (
     VerificationBatch,
 )
 from coordinator.policy import StepPolicy
+from coordinator.scheduler.factors import Factors
 from coordinator.scheduler.plan import PlanLimits
 from coordinator.sessions import Committed, Session
 from specedge_p2p.names import PeerId
@@ -234,10 +235,12 @@ class Crowd:
         limits = PlanLimits(
             max_rows=32, max_batch=max_batch, max_sessions=4096, prefill_tokens=4096
         )
-        self.policy = TimedPolicy(limits, lambda: self.agenda.now)
+        factors = Factors()
+        self.policy = TimedPolicy(limits, lambda: self.agenda.now, factors)
         self.coordinator = SimCoordinator(
             self.agenda,
             self.policy,
+            factors,
             book.vocab_size,
             self._on_commit,
             lambda step: None,

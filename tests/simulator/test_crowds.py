@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.simulator.crowd import crowd
+from tests.simulator.crowd import crowd as make_crowd
 from tests.simulator.modes import plan_of
 from tests.simulator.outcomes import KINDS, NOBODY, Crowd, Trails, record_trails
 from tests.simulator.profiles import ENGINES
@@ -22,7 +22,7 @@ def trails(book: TraceBook) -> Trails:
 
 def test_law1_and_law3_in_a_crowd_of_all_kinds(book: TraceBook) -> None:
     base = WorldPlan(ENGINES["a100-32b"], num_sessions=4, num_tokens=800)
-    nodes = crowd(200, seed=5, level_s=0.01, churn_s=20.0)
+    nodes = make_crowd(200, seed=5, level_s=0.01, churn_s=20.0)
     world = World(plan_of("H", base, nodes), book)
     result = world.run()
     assert world.wrong == []
@@ -44,13 +44,12 @@ def test_trails_tell_good_nodes_from_bad_ones(trails: Trails) -> None:
 
 
 def test_a_crowd_on_trails_serves_everybody(book: TraceBook, trails: Trails) -> None:
-    speeds = []
-    for num_nodes in (0, 150):
-        crowd = Crowd(book, trails, ENGINES["h200-14b"], 100, num_nodes, 32, churn_s=3.0)
+    alone = Crowd(book, trails, ENGINES["h200-14b"], 100, 0, 32, churn_s=3.0)
+    helped = Crowd(book, trails, ENGINES["h200-14b"], 100, 150, 32, churn_s=3.0)
+    for crowd in (alone, helped):
         crowd.run(3.0)
         assert crowd.num_finished > 20
-        assert crowd.num_breaks > 0 or not num_nodes
         assert max(crowd.gaps_s) < 1.5, "nobody starves"
-        speeds.append(crowd.num_tokens)
-    assert speeds[1] > 1.1 * speeds[0]
-    assert crowd.share_drafted > 0.9
+    assert helped.num_breaks > 0
+    assert helped.share_drafted > 0.9
+    assert helped.num_tokens > 1.1 * alone.num_tokens

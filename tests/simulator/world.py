@@ -14,6 +14,7 @@ from coordinator.engine.core import EngineCore
 from coordinator.engine.messages import StepDone
 from coordinator.engine.settings import EngineLimits
 from coordinator.policy import StepPolicy
+from coordinator.scheduler.factors import Factors
 from coordinator.scheduler.plan import FixedTree, PlanLimits
 from coordinator.sessions import Committed, Session
 from coordinator.settings import Lockstep
@@ -134,9 +135,11 @@ class World:
             max_batch=plan.max_batch,
             tree=plan.tree,
         )
+        factors = Factors()
         coordinator = SimCoordinator(
             self.agenda,
-            StepPolicy(limits, lambda: self.agenda.now),
+            StepPolicy(limits, lambda: self.agenda.now, factors),
+            factors,
             self._book.vocab_size,
             self._on_commit,
             self._on_step,
