@@ -53,8 +53,6 @@ class NodeLink:
     is_too_slow: bool = False
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     """Everything that runs for this link; cancelled when the peer connects anew or is too slow."""
-    level_time_s: float = 0.0
-    """One of its levels with one session: what it said last."""
     _ping_nonce: int = 0
     _pinged_s: float = 0.0
     _last_session_no: int = 0
@@ -69,6 +67,7 @@ class NodeLink:
 
     def __post_init__(self) -> None:
         self.level_time_s = self.hello.level_time_s
+        self.level_session_time_s = self.hello.level_session_time_s
 
     @property
     def peer_id(self) -> PeerId:
@@ -97,10 +96,6 @@ class NodeLink:
         else:
             unsent.append(verdict)
         self._touch()
-
-    def __post_init__(self) -> None:
-        self.level_time_s = self.hello.level_time_s
-        self.level_session_time_s = self.hello.level_session_time_s
 
     def give_up(self) -> None:
         """End the link of a node that does not read, also while a frame waits for room."""

@@ -22,7 +22,7 @@ USELESS = ("--drafting", "random")
 NO_NGRAM = "--no-ngram"
 BEST_TREE_DEPTH_12 = "12x8"
 
-NODES_STRETCH = 8.0
+NODES_STRETCH = 12.0
 """Hides the work of eight node processes on two cores behind 6 ms levels."""
 
 

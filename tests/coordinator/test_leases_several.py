@@ -105,7 +105,7 @@ async def test_slow_steps_let_trees_grow_larger() -> None:
     node, wire = await world.node("a")
     world.leases.rematch()
     assert (await opened(node, wire)).wishes.max_unverified == 256
-    world.leases.calibrate(0.1, CONTEXT)
+    world.leases.calibrate(15 * node.level_time_s, CONTEXT)
     wire.frames.clear()
     await write_all(node)
     (tuned,) = [x for x in wire.messages if isinstance(x, m.Tune)]

@@ -118,17 +118,17 @@ def test_work_that_takes_too_long_is_late_and_not_padded(
     working.work_s = 0.0415  # over by half a millisecond: not worth a word
     model.choose([rows(1, 1)])
     assert (device.tally.num_forwards, device.tally.num_late, clock.waits) == (1, 0, [])
-    working.work_s = 0.0425
+    working.work_s = 0.0440
     model.choose([rows(2, 1)])
     assert (device.tally.num_forwards, device.tally.num_late, clock.waits) == (2, 1, [])
-    assert device.tally.used_s == pytest.approx(0.084)
+    assert device.tally.used_s == pytest.approx(0.0855)
     assert device.tally.padded_s == pytest.approx(0.082)
-    assert device.tally.over_s == pytest.approx(0.002)
+    assert device.tally.over_s == pytest.approx(0.0035)
 
 
 def test_a_late_wake_up_is_late(clock: Clock, working: WorkingModel) -> None:
     device = on_device(clock)
-    clock.oversleep_s = 0.002
+    clock.oversleep_s = 0.0025
     device.as_target(working).choose([rows(1, 1)])
     assert device.tally.num_late == 1
     assert device.tally.used_s == pytest.approx(0.010)
@@ -185,14 +185,14 @@ def tree_row(position: int) -> Rows:
     st.floats(0.0, 1.0),
     st.integers(min_value=1, max_value=5),
 )
-def test_late_is_two_percent_and_a_millisecond(
+def test_late_is_five_percent_and_a_millisecond(
     cost_s: float, used_s: float, over_s: float, num: int
 ) -> None:
     tally = PaddingTally()
     for _ in range(num):
         tally.add(cost_s, used_s, cost_s + over_s)
-    is_late = over_s > 0.0010001 and over_s > 0.0200001 * cost_s
-    is_in_time = over_s < 0.0009999 or over_s < 0.0199999 * cost_s
+    is_late = over_s > 0.0010001 and over_s > 0.0500001 * cost_s
+    is_in_time = over_s < 0.0009999 or over_s < 0.0499999 * cost_s
     assert not (is_late and tally.num_late == 0)
     assert not (is_in_time and tally.num_late > 0)
     assert tally.num_late in (0, num)
