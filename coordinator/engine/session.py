@@ -43,6 +43,8 @@ class EngineSession:
         self.num_rows = 0
         self.is_prefilled = False
         self.finish = ""
+        self.last_step = 0
+        """The last step that it was in."""
         self._ngram = NgramIndex(opened.token_ids)
         self._trees: dict[int, ReceivedTree] = {}
         self.own: OwnTree | None = None
