@@ -19,7 +19,7 @@ from tests.simulator.world import NodePlan, WorldPlan
 OWN_DRAFT = "small"
 SHAPES = tuple(f"{depth}x{width}" for depth in (1, 2, 3, 4, 5) for width in (1, 2, 4, 8))
 FEW_SHAPES = ("1x2", "1x4", "2x2", "2x4", "3x4", "4x4", "4x8", "5x8")
-"""Those of which one was the best or within 1 % of it wherever all were tried."""
+"""Enough for a table; what the best of the others has on these, volunteers are overstated by."""
 _MODE = re.compile(r"(A|N|E|EN|C-?|H-?|(BN?):(\d+)x(\d+)|(LN?):(.+))")
 
 

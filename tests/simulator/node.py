@@ -121,7 +121,7 @@ class SimNode:
 
     def connect(self, welcome: Welcome) -> WiredLink:
         """A new link, both ends of it; returns the coordinator's, with what is to be resumed."""
-        hello = hello_of(self._model.info.name, self._max_sessions, self._costs.level_s)
+        hello = hello_of(self._model.info.name, self._max_sessions, self._costs)
         link = wired_link(self.peer_id, hello, self._agenda.now, self._quality.round_trip_s)
         link.deliver = lambda message: self._down.send(lambda: self._receive(message))
         self.link = link
@@ -203,7 +203,7 @@ class StillNode:
 
     def connect(self, welcome: Welcome) -> WiredLink:
         plan = self._plan
-        hello = hello_of(plan.draft, self._max_sessions, plan.costs.level_s)
+        hello = hello_of(plan.draft, self._max_sessions, plan.costs)
         self.link = wired_link(self.peer_id, hello, self._agenda.now, plan.quality.round_trip_s)
         return self.link
 
@@ -238,7 +238,7 @@ def wired_link(peer_id: PeerId, hello: Hello, now_s: float, round_trip_s: float)
     return link
 
 
-def hello_of(draft: str, max_sessions: int, level_s: float) -> Hello:
+def hello_of(draft: str, max_sessions: int, costs: NodeCosts) -> Hello:
     return Hello(
         min_version=PROTOCOL_VERSION,
         max_version=PROTOCOL_VERSION,
@@ -246,7 +246,8 @@ def hello_of(draft: str, max_sessions: int, level_s: float) -> Hello:
         model_fingerprint=draft.encode(),
         tokenizer_fingerprint=b"recorded",
         max_sessions=max_sessions,
-        level_time_s=level_s,
+        level_time_s=costs.level_s,
+        level_session_time_s=8 * costs.level_row_s,
     )
 
 
