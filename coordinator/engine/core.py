@@ -188,6 +188,8 @@ class EngineCore:
         bound_s = self._clock()
         levels = Levels(works) if self._own is None else self._own.grow(works, batch)
         works, choices = self._forward(levels.works)
+        for work in works:
+            work.session.last_step = batch.step_no
         num_context_rows = sum(work.session.num_rows for work in works)
         results = [
             self._settle(work, chosen)

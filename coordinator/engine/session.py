@@ -47,6 +47,8 @@ class EngineSession:
         self.finish = ""
         self.node_share = 0.0
         """Of the last tokens those that nodes had guessed."""
+        self.last_step = 0
+        """The last step that it was in."""
         self._ngram = NgramIndex(opened.token_ids)
         self._trees: dict[int, ReceivedTree] = {}
         self.own: OwnTree | None = None

@@ -65,14 +65,21 @@ def with_rows(work: Work) -> Work:
 def take_fewer(trees: Sequence[Work], max_sessions: int) -> list[Work]:
     """Those that must be in the step, then those with rows to verify, each in their order.
 
+    Of the others who was verified longest ago goes first: the plan was made before the last step
+    had chosen, and waiting is what makes a tree deep.
+
     Args:
         trees: bound sessions.
         max_sessions: how many may stay, 0 for all.
     """
     if not max_sessions:
         return list(trees)
-    order = sorted(trees, key=lambda work: (not work.must, not work.num_tree_rows))
+    order = sorted(trees, key=lambda work: (not work.must, not work.num_tree_rows, _turn(work)))
     return order[:max_sessions]
+
+
+def _turn(work: Work) -> int:
+    return 0 if work.must else work.session.last_step
 
 
 def plain_work(work: Work) -> Work:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from coordinator.engine import own_tree
 from coordinator.engine.core import EngineCore
@@ -401,6 +402,18 @@ def test_a_capped_step_takes_who_must_then_who_has_rows_in_order() -> None:
     assert served(2, [1, 2, 4, 5, 3], must=[4]) == [4, 5]
     assert served(3, [1, 2, 4, 5, 3]) == [3, 1, 2]
     assert served(0, [2, 1]) == [2, 1]
+
+
+def test_in_a_capped_step_the_others_take_turns_whatever_the_plan_knew() -> None:
+    run = make_run(None)
+    for number in (1, 2, 3):
+        run.open(open_session(number, PROMPT))
+    run.step(batch([1, 2, 3]))
+    served = []
+    for step_no in range(10, 15):
+        step = replace(batch([1, 2, 3], max_sessions=1, hit_rates=NO_NGRAM), step_no=step_no)
+        served += [result.session for result in run.step(step).results]
+    assert served == [1, 2, 3, 1, 2]
 
 
 def test_prompts_are_not_capped() -> None:

@@ -2,11 +2,12 @@
 
 import argparse
 import time
-from dataclasses import replace
 
 from tests.simulator.events import LinkQuality
+from tests.simulator.modes import plan_of
 from tests.simulator.profiles import ENGINES, NODES
 from tests.simulator.results import Result
+from tests.simulator.table import equal_batch, equal_sessions
 from tests.simulator.traces import demo_book
 from tests.simulator.world import NodePlan, World, WorldPlan
 
@@ -23,10 +24,15 @@ def line(name: str, result: Result, real_s: float) -> str:
     )
 
 
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.simulator", description=__doc__)
     parser.add_argument("--device", choices=ENGINES, default="h200-14b")
-    parser.add_argument("--mode", choices=("A", "N", "C", "C-"), default="C")
+    parser.add_argument("--mode", default="C", help="see tests/simulator/modes.py")
+    parser.add_argument("--max-batch", type=int, default=0)
     parser.add_argument("--sessions", type=int, default=8)
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--node", choices=NODES, default="rtx4090-1.7b")
@@ -35,18 +41,27 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--tokens", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--table", choices=("sessions", "batch"), help="many worlds instead of one")
+    parser.add_argument("--rtts", default="5,15,30,50,100", help="round trips of a table, in ms")
     options = parser.parse_args()
     node = NodePlan(NODES[options.node], LinkQuality(options.rtt_ms / 1000), options.draft)
-    plan = WorldPlan(
+    base = WorldPlan(
         engine=ENGINES[options.device],
         num_sessions=options.sessions,
         temperature=options.temperature,
+        max_batch=options.max_batch,
         num_tokens=options.tokens,
-        has_ngram=options.mode in ("N", "C"),
         seed=options.seed,
     )
-    if options.mode.startswith("C"):
-        plan = replace(plan, nodes=(node,) * options.nodes)
+    temperatures = (0.7, 0.0) if options.temperature == 0.7 else (options.temperature,)
+    if options.table == "sessions":
+        rtts = [float(rtt) for rtt in options.rtts.split(",")]
+        equal_sessions(demo_book(), base, temperatures, options.nodes, rtts, _say)
+        return
+    if options.table == "batch":
+        equal_batch(demo_book(), base, temperatures, _say)
+        return
+    plan = plan_of(options.mode, base, (node,) * options.nodes)
     started = time.perf_counter()
     world = World(plan, demo_book())
     result = world.run()

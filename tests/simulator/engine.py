@@ -5,6 +5,7 @@ from collections.abc import Callable
 import msgspec
 
 from coordinator.engine.core import EngineCore
+from coordinator.engine.measure import NO_PRICE, StepPrice
 from coordinator.engine.messages import (
     EntryResult,
     FromEngine,
@@ -25,6 +26,7 @@ class SimEngine:
         costs: of the device.
         tell: takes what the engine says.
         is_prefill_free: prompt rows and the tokens that they bring cost nothing.
+        is_drafting: the core has a draft model of its own.
     """
 
     def __init__(
@@ -35,9 +37,10 @@ class SimEngine:
         tell: Callable[[FromEngine], None],
         *,
         is_prefill_free: bool,
+        is_drafting: bool,
     ) -> None:
         self._core, self._agenda, self._costs, self._tell = core, agenda, costs, tell
-        self._is_prefill_free = is_prefill_free
+        self._is_prefill_free, self._is_drafting = is_prefill_free, is_drafting
         self._is_running = False
         self._first_positions: dict[int, int] = {}
 
@@ -46,12 +49,11 @@ class SimEngine:
         return self._core
 
     def ready(self) -> Ready:
-        one = self._costs.step_time_s(1)
-        ready = self._core.ready(one, self._costs.step_row_s)
-        return msgspec.structs.replace(
-            ready,
-            level_time_s=self._costs.levels_time_s(1, 1),
-            level_row_time_s=self._costs.level_row_s,
+        costs = self._costs
+        level = StepPrice(costs.levels_time_s(1, 1), costs.level_row_s)
+        return self._core.ready(
+            StepPrice(costs.step_time_s(1), costs.step_row_s),
+            level if self._is_drafting else NO_PRICE,
         )
 
     def send(self, *messages: ToEngine) -> None:
@@ -83,15 +85,11 @@ class SimEngine:
 
     def _billed(self, done: StepDone) -> StepDone:
         """With what is paid for."""
-        prefill_rows = done.num_forward_rows - sum(
-            1 + result.num_rows for result in done.results if self.is_decoded(result)
-        )
-        num_first = sum(bool(r.token_ids) and not self.is_decoded(r) for r in done.results)
-        saved = max(0, prefill_rows - num_first) if self._is_prefill_free else 0
+        num_free = done.num_prefill_rows if self._is_prefill_free else 0
         return msgspec.structs.replace(
             done,
-            num_forward_rows=done.num_forward_rows - saved,
-            num_prefill_rows=prefill_rows - saved,
+            num_forward_rows=done.num_forward_rows - num_free,
+            num_prefill_rows=done.num_prefill_rows - num_free,
             level_s=self._costs.levels_time_s(done.num_levels, done.num_level_rows),
         )
 

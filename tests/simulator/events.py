@@ -43,7 +43,7 @@ class LinkQuality:
         jitter: spread of the delay, as the sigma of a logarithmic normal.
         loss: share of frames that must be sent again, which takes a round trip and a fifth.
         churn_s: mean time between two breaks of the link, 0 for none.
-        away_s: how long a break lasts.
+        away_s: how long a break lasts in the mean.
     """
 
     round_trip_s: float = 0.015

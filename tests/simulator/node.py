@@ -1,14 +1,16 @@
 """A node in virtual time: the real desk and drafter, whose levels take what a device's would."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
+from typing import Protocol
 
 from coordinator.node_link import NodeLink
 from node.desk import Desk
 from node.drafter import Drafter, DrafterSettings, LevelDone
+from node.hardware import WIDTHS
+from node.level_times import LevelSample, LevelShape, LevelTimes
 from specedge_p2p.names import PeerId
 from specedge_p2p.overlay.ports import Link
-from specedge_p2p.tree.growth import GrowthSettings
 from specedge_p2p.wire.link_machine import LinkMachine
 from specedge_p2p.wire.messages import (
     MAX_PROPOSAL_VERTICES,
@@ -17,6 +19,7 @@ from specedge_p2p.wire.messages import (
     Hello,
     Message,
     Proposal,
+    Resume,
     Verdict,
     Welcome,
 )
@@ -96,19 +99,20 @@ class SimNode:
         random: Random,
         propose: Callable[[WiredLink, Proposal], None],
         max_sessions: int,
-        growth: GrowthSettings | None = None,
+        settings: DrafterSettings | None = None,
     ) -> None:
         self.peer_id = peer_id
         self._model, self._agenda, self._costs = model, agenda, costs
         self._quality, self._random, self._propose = quality, random, propose
         self._max_sessions = max_sessions
-        self._drafter = Drafter(model, DrafterSettings(growth or GrowthSettings()))
+        self._drafter = Drafter(model, settings, times=known_times(costs))
         self.desk = Desk(self._drafter, max_sessions)
         self._up = Pipe(agenda, quality, random)
         self._down = Pipe(agenda, quality, random)
         self._inbox: list[Message] = []
         self._is_busy = False
         self.link: WiredLink | None = None
+        self.resumes: Sequence[Resume] = ()
         self.num_levels = 0
         self.num_level_rows = 0
         self.busy_s = 0.0
@@ -117,14 +121,8 @@ class SimNode:
 
     def connect(self, welcome: Welcome) -> WiredLink:
         """A new link, both ends of it; returns the coordinator's, with what is to be resumed."""
-        link = WiredLink(
-            link=_Address(self.peer_id),
-            hello=self._hello(),
-            machine=LinkMachine("coordinator"),
-            connected_s=self._agenda.now,
-            max_sessions=self._max_sessions,
-            round_trip_s=self._quality.round_trip_s,
-        )
+        hello = hello_of(self._model.info.name, self._max_sessions, self._costs)
+        link = wired_link(self.peer_id, hello, self._agenda.now, self._quality.round_trip_s)
         link.deliver = lambda message: self._down.send(lambda: self._receive(message))
         self.link = link
         self.resumes = self.desk.begin_link(PeerId("coordinator"), welcome)
@@ -137,17 +135,6 @@ class SimNode:
         self.desk.end_link()
         self._inbox.clear()
         self.link = None
-
-    def _hello(self) -> Hello:
-        return Hello(
-            min_version=PROTOCOL_VERSION,
-            max_version=PROTOCOL_VERSION,
-            draft_model=self._model.info.name,
-            model_fingerprint=self._model.info.fingerprint,
-            tokenizer_fingerprint=b"recorded",
-            max_sessions=self._max_sessions,
-            level_time_s=self._costs.level_s,
-        )
 
     # --- growth ----------------------------------------------------------------------------------
 
@@ -173,6 +160,7 @@ class SimNode:
         done = self._drafter.level()
         self.desk.shed(done.shed)
         if not done.num_rows:
+            self._exchange()  # in lock-step a tree that cannot grow is proposed as it is
             return
         self._is_busy = True
         time_s = self._level_time_s(done)
@@ -192,6 +180,75 @@ class SimNode:
         if costs.stall_rate and self._random.random() < costs.stall_rate:
             time_s += costs.stall_s
         return time_s
+
+
+def known_times(costs: NodeCosts) -> LevelTimes:
+    """What a node has measured of its device before it joined."""
+    return LevelTimes(
+        LevelSample(LevelShape(num_rows, 1, 64), costs.level_s + costs.level_row_s * num_rows)
+        for num_rows in WIDTHS
+    )
+
+
+class StillNode:
+    """A node that is connected and may be given sessions, but never says anything."""
+
+    def __init__(
+        self, peer_id: PeerId, agenda: Agenda, plan: "NodeLike", max_sessions: int
+    ) -> None:
+        self.peer_id = peer_id
+        self._agenda, self._plan, self._max_sessions = agenda, plan, max_sessions
+        self.link: WiredLink | None = None
+        self.resumes: Sequence[Resume] = ()
+
+    def connect(self, welcome: Welcome) -> WiredLink:
+        plan = self._plan
+        hello = hello_of(plan.draft, self._max_sessions, plan.costs)
+        self.link = wired_link(self.peer_id, hello, self._agenda.now, plan.quality.round_trip_s)
+        return self.link
+
+    def disconnect(self) -> None:
+        self.link = None
+
+
+class NodeLike(Protocol):
+    """What a still node is told of itself."""
+
+    @property
+    def costs(self) -> NodeCosts: ...
+
+    @property
+    def quality(self) -> LinkQuality: ...
+
+    @property
+    def draft(self) -> str: ...
+
+
+def wired_link(peer_id: PeerId, hello: Hello, now_s: float, round_trip_s: float) -> WiredLink:
+    """The coordinator's end; until `deliver` is set, what is said goes nowhere."""
+    link = WiredLink(
+        link=_Address(peer_id),
+        hello=hello,
+        machine=LinkMachine("coordinator"),
+        connected_s=now_s,
+        max_sessions=hello.max_sessions,
+        round_trip_s=round_trip_s,
+    )
+    link.deliver = lambda message: None
+    return link
+
+
+def hello_of(draft: str, max_sessions: int, costs: NodeCosts) -> Hello:
+    return Hello(
+        min_version=PROTOCOL_VERSION,
+        max_version=PROTOCOL_VERSION,
+        draft_model=draft,
+        model_fingerprint=draft.encode(),
+        tokenizer_fingerprint=b"recorded",
+        max_sessions=max_sessions,
+        level_time_s=costs.level_s,
+        level_session_time_s=8 * costs.level_row_s,
+    )
 
 
 def welcome(vocab_size: int) -> Welcome:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from specedge_p2p.lm.emulated import load_profile
+
 
 @dataclass(frozen=True, slots=True)
 class EngineCosts:
@@ -29,16 +31,19 @@ class NodeCosts:
     stall_s: float = 0.0
 
 
-ENGINES = {
-    "h200-14b": EngineCosts(0.014, 0.000034, 0.0055, 0.0000066),
-    "a100-32b": EngineCosts(0.040, 0.00008, 0.008, 0.000012),
-    "big-70b": EngineCosts(0.094, 0.0001, 0.011, 0.00002),
-    "paper-32b": EngineCosts(0.094, 0.0001, 0.011, 0.00002),
-}
+def _engine(name: str) -> EngineCosts:
+    profile = load_profile(name)
+    milliseconds = (profile.step_ms, profile.row_ms, profile.level_ms, profile.level_row_ms)
+    return EngineCosts(*(value / 1000 for value in milliseconds))
+
+
+def _node(name: str) -> NodeCosts:
+    profile = load_profile(name)
+    return NodeCosts(profile.level_ms / 1000, profile.level_row_ms / 1000)
+
+
+ENGINES = {name: _engine(name) for name in ("h200-14b", "a100-32b", "big-70b", "paper-32b")}
 NODES = {
-    "rtx4090-1.7b": NodeCosts(0.006, 0.00001),
-    "rtx4090-4b": NodeCosts(0.009, 0.00001),
-    "large-12ms": NodeCosts(0.012, 0.00002),
-    "slow-15ms": NodeCosts(0.015, 0.00001),
-    "paper-node": NodeCosts(0.011, 0.00002),
+    name: _node(name)
+    for name in ("rtx4090-1.7b", "rtx4090-4b", "large-12ms", "slow-15ms", "paper-node")
 }

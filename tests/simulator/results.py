@@ -24,7 +24,8 @@ class Result:
         rows_per_token: tree rows verified per decoded token.
         levels_per_step: the engine's own.
         sent_per_token: vertices that nodes sent per committed token.
-        share_by_node, share_by_ngram, share_by_own: of the tokens, by who had guessed them.
+        share_by_node, share_by_own, share_by_ngram: of the decoded tokens, by the first of these
+            who had guessed them.
         idle_share: of the time in which the engine had nothing to do.
         simulated_s: length of the measured window.
         num_tokens: committed in it.
@@ -98,7 +99,7 @@ class Tally:
             self.num_rows += result.num_rows
             for source in result.sources:
                 self.num_by_node += source.source > 0
-                self.num_by_ngram += source.ngram and not source.source
+                self.num_by_ngram += source.ngram and not source.source and not source.own
                 self.num_by_own += source.own and not source.source
 
     def result(self, now_s: float, num_proposed: int) -> Result:

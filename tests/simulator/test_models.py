@@ -47,8 +47,10 @@ def tree(tokens: list[int], parents: list[int], depths: list[int], root_position
 def test_the_target_chooses_the_recorded_tokens_one_by_one(book: TraceBook, trace: Trace) -> None:
     target, length = opened_target(book, trace), trace.prompt_length
     chosen = [int(target.choose([causal(trace, 0, length, 1)])[0][0])]
-    for position in range(length, length + 20):
-        chosen.append(int(target.choose([causal(trace, position, position + 1, 1)])[0][0]))
+    chosen += [
+        int(target.choose([causal(trace, position, position + 1, 1)])[0][0])
+        for position in range(length, length + 20)
+    ]
     assert tuple(chosen) == trace.tokens[length : length + 21]
     assert target.num_prefix_rows(1) == length + 20
 

@@ -10,7 +10,7 @@ from tests.simulator.results import Result
 from tests.simulator.traces import TraceBook, demo_book
 from tests.simulator.world import NodePlan, World, WorldPlan
 
-QUICK = WorldPlan(num_sessions=4, num_tokens=1500)
+QUICK = WorldPlan(num_sessions=4, num_tokens=1000)
 NGRAM = replace(QUICK, has_ngram=True)
 PLAIN = replace(QUICK, has_ngram=False)
 
@@ -83,7 +83,7 @@ def test_law3_bad_links_and_stalling_nodes_never_cost_more_than_their_help(
 
 def test_a_node_that_comes_back_goes_on_with_its_sessions(book: TraceBook) -> None:
     churning = NodePlan(quality=LinkQuality(0.015, churn_s=0.5, away_s=0.05))
-    world = World(replace(NGRAM, nodes=(churning,) * 4, num_tokens=3000), book)
+    world = World(replace(NGRAM, nodes=(churning,) * 4, num_tokens=1500), book)
     world.run()
     assert world.wrong == []
     assert sum(node.desk.tally.num_resumed for node in world.nodes) > 0

@@ -4,6 +4,7 @@ The engine's core, the drafters, the plan, the leases and the matching are the r
 models are replaced by recordings and devices by what their forwards take.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -13,8 +14,10 @@ from coordinator.engine.core import EngineCore
 from coordinator.engine.messages import StepDone
 from coordinator.engine.settings import EngineLimits
 from coordinator.policy import StepPolicy
-from coordinator.scheduler.plan import PlanLimits
+from coordinator.scheduler.factors import Factors
+from coordinator.scheduler.plan import FixedTree, PlanLimits
 from coordinator.sessions import Committed, Session
+from coordinator.settings import Lockstep
 from specedge_p2p.names import PeerId
 from tests.simulator.coordinator import SimCoordinator
 from tests.simulator.engine import SimEngine
@@ -24,6 +27,15 @@ from tests.simulator.node import SimNode
 from tests.simulator.profiles import ENGINES, EngineCosts, NodeCosts
 from tests.simulator.results import Result, Tally
 from tests.simulator.traces import Trace, TraceBook
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one step brought to one session."""
+
+    num_tokens: int
+    num_rows: int
+    num_source_rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +59,12 @@ class WorldPlan:
         temperature: of all of them; must have been recorded.
         has_ngram: the engine's own guesses from the text.
         max_batch: most sessions in one step, 0 for all.
+        engine_draft: the engine's own draft model, one of the recorded ones; "" for none.
+        tree: the tree that it drafts whatever it brings; None lets the costs decide.
+        lockstep: rounds in lock-step instead of continuous drafting.
         num_tokens: committed tokens after which the run ends.
-        warm_up: share of them before which nothing is counted.
+        max_s: or after so many simulated seconds.
+        warm_up: share of the tokens before which nothing is counted.
         is_prefill_free: prompts cost neither the engine's time nor a place.
         seed: of everything that is drawn.
     """
@@ -59,7 +75,11 @@ class WorldPlan:
     temperature: float = 0.7
     has_ngram: bool = True
     max_batch: int = 0
+    engine_draft: str = ""
+    tree: FixedTree | None = None
+    lockstep: Lockstep | None = None
     num_tokens: int = 6000
+    max_s: float = math.inf
     warm_up: float = 0.1
     is_prefill_free: bool = True
     seed: int = 1
@@ -79,8 +99,11 @@ class World:
         self.random = Random(plan.seed)
         self.num_committed = 0
         self.num_finished = 0
+        self.num_breaks = 0
         self.wrong: list[int] = []
         """Sessions that did not get the recorded tokens."""
+        self.trails: dict[int, list[Outcome]] = {}
+        """By session, what each of its steps brought."""
         self._by_number: dict[int, Trace] = {}
         self._num_proposed_before = 0
         self.tally = Tally(plan.max_batch or plan.num_sessions)
@@ -91,12 +114,12 @@ class World:
         """Simulate until the plan's tokens are committed."""
         for _ in range(self.plan.num_sessions):
             self._open_next()
+        self.coordinator.join(*self.nodes)
         for node, plan in zip(self.nodes, self.plan.nodes, strict=True):
-            self.coordinator.join(node)
             if plan.quality.churn_s:
                 self._break_later(node, plan.quality)
         self.coordinator.pump()
-        self.agenda.run(lambda: self.num_committed >= self.plan.num_tokens)
+        self.agenda.run(self._is_over)
         num_proposed = self.coordinator.num_proposed - self._num_proposed_before
         return self.tally.result(self.agenda.now, num_proposed)
 
@@ -104,19 +127,30 @@ class World:
 
     def _build_coordinator(self) -> SimCoordinator:
         plan = self.plan
-        limits = PlanLimits(max_rows=plan.max_rows, has_ngram=plan.has_ngram, prefill_tokens=4096)
+        limits = PlanLimits(
+            max_rows=max(plan.max_rows, plan.lockstep.vertices if plan.lockstep else 0),
+            has_ngram=plan.has_ngram,
+            prefill_tokens=4096,
+            prefill_share=1000.0 if plan.is_prefill_free else 0.5,
+            max_batch=plan.max_batch,
+            tree=plan.tree,
+        )
+        factors = Factors()
         coordinator = SimCoordinator(
             self.agenda,
-            StepPolicy(limits, lambda: self.agenda.now),
+            StepPolicy(limits, lambda: self.agenda.now, factors),
+            factors,
             self._book.vocab_size,
             self._on_commit,
             self._on_step,
             self._on_end,
+            plan.lockstep,
         )
         core = EngineCore(
             TraceTarget(self._by_key, self._book.vocab_size, "recorded"),
             lambda: self.agenda.now,
-            EngineLimits(max_sessions=4 * plan.num_sessions),
+            EngineLimits(max_sessions=4 * plan.num_sessions, max_draft_prefill_rows=4096),
+            draft=self._draft(plan.engine_draft) if plan.engine_draft else None,
         )
         engine = SimEngine(
             core,
@@ -124,6 +158,7 @@ class World:
             plan.engine,
             coordinator.hear,
             is_prefill_free=plan.is_prefill_free,
+            is_drafting=bool(plan.engine_draft),
         )
         coordinator.start(engine)
         return coordinator
@@ -131,7 +166,7 @@ class World:
     def _build_node(self, number: int, plan: NodePlan) -> SimNode:
         return SimNode(
             peer_id=PeerId(f"node-{number:05}"),
-            model=TraceDraft(self._by_key, self._book.vocab_size, plan.draft),
+            model=self._draft(plan.draft),
             agenda=self.agenda,
             costs=plan.costs,
             quality=plan.quality,
@@ -139,6 +174,9 @@ class World:
             propose=self.coordinator.propose,
             max_sessions=plan.max_sessions,
         )
+
+    def _draft(self, name: str) -> TraceDraft:
+        return TraceDraft(self._by_key, self._book.vocab_size, name)
 
     def _endless_prompts(self) -> Iterator[Trace]:
         """All traces in turn, in an order of the seed that is another one each time."""
@@ -162,13 +200,20 @@ class World:
             self.tally.begin(self.agenda.now)
             self._num_proposed_before = self.coordinator.num_proposed
 
+    def _is_over(self) -> bool:
+        return self.num_committed >= self.plan.num_tokens or self.agenda.now >= self.plan.max_s
+
     @property
     def _num_warm_up(self) -> float:
         return self.plan.warm_up * self.plan.num_tokens
 
     def _on_step(self, step: StepDone) -> None:
         engine = self.coordinator.engine
-        self.tally.step(step, [result for result in step.results if engine.is_decoded(result)])
+        decoded = [result for result in step.results if engine.is_decoded(result)]
+        self.tally.step(step, decoded)
+        for result in decoded:
+            outcome = Outcome(len(result.token_ids), result.num_rows, result.num_source_rows)
+            self.trails.setdefault(result.session, []).append(outcome)
 
     def _on_end(self, session: Session) -> None:
         trace = self._by_number.pop(session.number)
@@ -184,6 +229,7 @@ class World:
 
         def go() -> None:
             self.coordinator.leave(node)
-            self.agenda.after(quality.away_s, come_back)
+            self.num_breaks += 1
+            self.agenda.after(self.random.expovariate(1.0 / quality.away_s), come_back)
 
         self.agenda.after(self.random.expovariate(1.0 / quality.churn_s), go)
