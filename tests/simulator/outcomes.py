@@ -52,6 +52,8 @@ KINDS = {
     USELESS: NodePlan(NodeCosts(0.006), LinkQuality(0.015), draft=USELESS),
 }
 SHARES = {"near": 0.4, "far": 0.3, "slow": 0.25, USELESS: 0.05}
+WARM_UP = 0.2
+"""Share of a run before which nothing is counted."""
 Trails = dict[str, Sequence[Sequence[Outcome]]]
 
 
@@ -233,7 +235,11 @@ class Crowd:
         self._num_sessions, self._churn_s = num_sessions, churn_s
         self.agenda = Agenda()
         limits = PlanLimits(
-            max_rows=32, max_batch=max_batch, max_sessions=4096, prefill_tokens=4096
+            max_rows=32,
+            max_batch=max_batch,
+            max_sessions=4096,
+            prefill_tokens=1 << 20,
+            prefill_share=1e6,  # prompts are free
         )
         factors = Factors()
         self.policy = TimedPolicy(limits, lambda: self.agenda.now, factors)
@@ -273,7 +279,15 @@ class Crowd:
         for node in self.nodes:
             self._break_later(node)
         self.coordinator.pump()
+        self.agenda.run(lambda: self.agenda.now >= WARM_UP * seconds)
+        self.num_tokens = 0
+        self.gaps_s.clear()
         self.agenda.run(lambda: self.agenda.now >= seconds)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """After the warm-up."""
+        return self.num_tokens / ((1.0 - WARM_UP) * self.agenda.now)
 
     @property
     def share_drafted(self) -> float:
@@ -354,7 +368,7 @@ def main() -> None:
         plan_s = np.median(crowd.policy.plan_times_s)
         print(
             f"{num_nodes} nodes, {options.sessions} sessions, {options.seconds:.0f} s in "
-            f"{time.perf_counter() - started:.0f} s: {crowd.num_tokens / options.seconds:.0f} "
+            f"{time.perf_counter() - started:.0f} s: {crowd.tokens_per_s:.0f} "
             f"tok/s, {crowd.num_finished} generations, {crowd.num_breaks} breaks, gaps p95 "
             f"{p95:.2f} s, longest {most:.2f} s; {crowd.share_drafted:.2f} of the sessions have "
             f"a node; a plan takes {1000 * plan_s:.2f} ms"
