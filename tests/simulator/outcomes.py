@@ -57,10 +57,16 @@ WARM_UP = 0.2
 Trails = dict[str, Sequence[Sequence[Outcome]]]
 
 
-def record_trails(book: TraceBook, between_s: float, num_tokens: int = 2000) -> Trails:
-    """What steps bring, by kind of node, where a session is verified once in `between_s`."""
-    costs = EngineCosts(between_s, 0.0001, 0.0, 0.0)
-    base = WorldPlan(engine=costs, num_sessions=4, num_tokens=num_tokens, warm_up=0.0)
+def record_trails(
+    book: TraceBook, costs: EngineCosts, num_sessions: int, max_batch: int, num_tokens: int = 2000
+) -> Trails:
+    """What steps bring, by kind of node, to a session of a crowd of this size.
+
+    Four sessions stand for all of them: they are verified as seldom, and their rows are as dear.
+    """
+    turns, others = max(1.0, num_sessions / max_batch), max(1.0, num_sessions / 4)
+    slow = EngineCosts(costs.step_s * turns, costs.step_row_s * others, 0.0, 0.0)
+    base = WorldPlan(engine=slow, num_sessions=4, num_tokens=num_tokens, warm_up=0.0)
     trails: Trails = {}
     for kind in (NOBODY, *KINDS):
         nodes = (KINDS[kind],) * 4 if kind in KINDS else ()
@@ -350,8 +356,7 @@ def main() -> None:
     parser.add_argument("--churn-s", type=float, default=300.0)
     options = parser.parse_args()
     book, costs = demo_book(), ENGINES[options.device]
-    step_s = costs.step_time_s(3 * options.max_batch)
-    trails = record_trails(book, step_s * max(1.0, options.sessions / options.max_batch))
+    trails = record_trails(book, costs, options.sessions, options.max_batch)
     for num_nodes in (0, options.nodes):
         started = time.perf_counter()
         crowd = Crowd(
