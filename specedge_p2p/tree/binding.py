@@ -171,12 +171,11 @@ class _Binder:
             return 0.0
         row = _Row(self.num_rows - 1, depth + 1, prob, offers, guess)
         covered = mass_below(offers)
-        is_drafted = covered >= 0.5 * prob
         if guess != _NO_TOKEN:
             covered += self._push_guess(row)
         for offer in offers:
             self._push_next(row, offer)
-        return prob if is_drafted or covered > prob else covered
+        return covered if covered < prob else prob
 
     def _push_next(self, row: _Row, offer: Offer) -> None:
         """Let a tree offer its next child, and those that are no less probable."""
