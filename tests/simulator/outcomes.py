@@ -52,13 +52,21 @@ KINDS = {
     USELESS: NodePlan(NodeCosts(0.006), LinkQuality(0.015), draft=USELESS),
 }
 SHARES = {"near": 0.4, "far": 0.3, "slow": 0.25, USELESS: 0.05}
+WARM_UP = 0.2
+"""Share of a run before which nothing is counted."""
 Trails = dict[str, Sequence[Sequence[Outcome]]]
 
 
-def record_trails(book: TraceBook, between_s: float, num_tokens: int = 2000) -> Trails:
-    """What steps bring, by kind of node, where a session is verified once in `between_s`."""
-    costs = EngineCosts(between_s, 0.0001, 0.0, 0.0)
-    base = WorldPlan(engine=costs, num_sessions=4, num_tokens=num_tokens, warm_up=0.0)
+def record_trails(
+    book: TraceBook, costs: EngineCosts, num_sessions: int, max_batch: int, num_tokens: int = 2000
+) -> Trails:
+    """What steps bring, by kind of node, to a session of a crowd of this size.
+
+    Four sessions stand for all of them: they are verified as seldom, and their rows are as dear.
+    """
+    turns, others = max(1.0, num_sessions / max_batch), max(1.0, num_sessions / 4)
+    slow = EngineCosts(costs.step_s * turns, costs.step_row_s * others, 0.0, 0.0)
+    base = WorldPlan(engine=slow, num_sessions=4, num_tokens=num_tokens, warm_up=0.0)
     trails: Trails = {}
     for kind in (NOBODY, *KINDS):
         nodes = (KINDS[kind],) * 4 if kind in KINDS else ()
@@ -233,7 +241,11 @@ class Crowd:
         self._num_sessions, self._churn_s = num_sessions, churn_s
         self.agenda = Agenda()
         limits = PlanLimits(
-            max_rows=32, max_batch=max_batch, max_sessions=4096, prefill_tokens=4096
+            max_rows=32,
+            max_batch=max_batch,
+            max_sessions=4096,
+            prefill_tokens=1 << 20,
+            prefill_share=1e6,  # prompts are free
         )
         factors = Factors()
         self.policy = TimedPolicy(limits, lambda: self.agenda.now, factors)
@@ -273,7 +285,15 @@ class Crowd:
         for node in self.nodes:
             self._break_later(node)
         self.coordinator.pump()
+        self.agenda.run(lambda: self.agenda.now >= WARM_UP * seconds)
+        self.num_tokens = 0
+        self.gaps_s.clear()
         self.agenda.run(lambda: self.agenda.now >= seconds)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """After the warm-up."""
+        return self.num_tokens / ((1.0 - WARM_UP) * self.agenda.now)
 
     @property
     def share_drafted(self) -> float:
@@ -336,8 +356,7 @@ def main() -> None:
     parser.add_argument("--churn-s", type=float, default=300.0)
     options = parser.parse_args()
     book, costs = demo_book(), ENGINES[options.device]
-    step_s = costs.step_time_s(3 * options.max_batch)
-    trails = record_trails(book, step_s * max(1.0, options.sessions / options.max_batch))
+    trails = record_trails(book, costs, options.sessions, options.max_batch)
     for num_nodes in (0, options.nodes):
         started = time.perf_counter()
         crowd = Crowd(
@@ -354,7 +373,7 @@ def main() -> None:
         plan_s = np.median(crowd.policy.plan_times_s)
         print(
             f"{num_nodes} nodes, {options.sessions} sessions, {options.seconds:.0f} s in "
-            f"{time.perf_counter() - started:.0f} s: {crowd.num_tokens / options.seconds:.0f} "
+            f"{time.perf_counter() - started:.0f} s: {crowd.tokens_per_s:.0f} "
             f"tok/s, {crowd.num_finished} generations, {crowd.num_breaks} breaks, gaps p95 "
             f"{p95:.2f} s, longest {most:.2f} s; {crowd.share_drafted:.2f} of the sessions have "
             f"a node; a plan takes {1000 * plan_s:.2f} ms"

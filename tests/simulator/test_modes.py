@@ -74,6 +74,15 @@ def test_a_capped_step_takes_that_many_sessions(book: TraceBook) -> None:
     assert result.gap95_s < 6 * BASE.engine.step_time_s(2)
 
 
+def test_lock_step_is_slower_than_continuous_drafting_and_never_stalls(book: TraceBook) -> None:
+    continuous = run("C-", book)
+    for mode in ("L:4x16:4", "L:4x16:nopro:4", "L:3x8:2"):
+        lockstep = run(mode, book)
+        assert lockstep.tokens_per_s < continuous.tokens_per_s
+        assert lockstep.gap95_s < 0.2, "nobody waits until a proposal is given up"
+        assert lockstep.sent_per_token < 0.5 * continuous.sent_per_token
+
+
 def test_law3_useless_volunteers_cost_nothing(book: TraceBook) -> None:
     few = replace(BASE, num_sessions=2, num_tokens=600)
     useless = (replace(NEAR[0], draft=USELESS),) * 2
