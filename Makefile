@@ -30,7 +30,7 @@ check: $(VENV)/.ready  ## format, lint, types, architecture
 	$(RUN)/mypy
 	$(RUN)/lint-imports
 
-PURE_TESTS := tests/test_noise.py tests/tree tests/wire tests/scheduler tests/ledger/test_credit.py tests/engine/test_packing.py
+PURE_TESTS := tests/test_noise.py tests/test_gain.py tests/tree tests/wire tests/scheduler tests/ledger/test_credit.py tests/engine/test_packing.py
 
 test: $(VENV)/.ready  ## all tests; the pure core must be covered to the last branch
 	@.ci/system-packages test

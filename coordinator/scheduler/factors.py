@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from specedge_p2p.names import PeerId
 
 _KEPT = 0.97
-_LEAST, _MOST = 0.02, 1.3
+_LEAST, _MOST = 0.005, 1.3
 _BELIEF = 2.0
 """A drafter begins as if it had predicted this much and kept its word."""
 _QUALITY_KEPT = 0.995
@@ -39,7 +39,7 @@ class Factor:
 
     @property
     def value(self) -> float:
-        """What path probabilities are to be multiplied with, 0.02 to 1.3."""
+        """What path probabilities are to be multiplied with, 0.005 to 1.3."""
         return min(_MOST, max(_LEAST, (_BELIEF + self._hits) / (_BELIEF + self._predicted)))
 
     @property

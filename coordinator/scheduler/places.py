@@ -15,6 +15,9 @@ TYPICAL_ACCEPTANCE = 0.7
 """Of first guesses; how much better or worse a node's are is in its skill."""
 SHARED_LEVEL = 0.08
 """Each further session lengthens a node's levels, or narrows them, by so much of a level alone."""
+CROWDED = 0.3
+"""By so much a node must be better for each session that it has already, to be preferred to one
+without: what is known of equal machines differs by chance."""
 MAX_LOOKS = 16
 """Nodes with room that one search turns down before it gives up."""
 
@@ -162,7 +165,7 @@ class Places:
         num_sessions = self._num_sessions[node.peer_id]
         return _Place(
             is_useless=node.is_useless,
-            loss=-self._marginal_gain(node, num_sessions + 1),
+            loss=-self._marginal_gain(node, num_sessions + 1) / (1 + CROWDED * num_sessions),
             num_sessions=num_sessions,
             round_trip_s=UNKNOWN_ROUND_TRIP_S if node.round_trip_s is None else node.round_trip_s,
             peer_id=node.peer_id,

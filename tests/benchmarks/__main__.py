@@ -44,7 +44,7 @@ def pipeline(
     only: Annotated[
         str, typer.Option(help="Run the cells whose names contain this, as in equal/a100-32b.")
     ] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="A third of the requests.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Half of the requests.")] = False,
     repeat: Annotated[
         bool, typer.Option("--all", help=f"Every cell {NUM_REPEATS} times, interleaved; medians.")
     ] = False,
@@ -56,7 +56,7 @@ def pipeline(
     logging.getLogger("httpx").setLevel(logging.WARNING)
     machine = this_machine()
     effort = Effort(
-        num_jobs=12 if quick else 32, num_repeats=NUM_REPEATS if repeat else 1, only=only
+        num_jobs=8 if quick else 16, num_repeats=NUM_REPEATS if repeat else 1, only=only
     )
     try:
         with outside_groups():

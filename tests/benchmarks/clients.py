@@ -21,6 +21,17 @@ class Job:
     num_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The jobs of a run: `least` of them are measured, and at least one for each session."""
+
+    jobs: tuple[Job, ...]
+    least: int
+
+    def of(self, num_sessions: int) -> tuple[Job, ...]:
+        return self.jobs[: max(self.least, num_sessions)]
+
+
 @dataclass(slots=True)
 class Served:
     """When the tokens of one job came, in real seconds.

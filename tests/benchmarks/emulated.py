@@ -10,12 +10,12 @@ from pathlib import Path
 import httpx
 
 from specedge_p2p.demo.processes import Network, NetworkPlan, running_network, spawn, until_joined
-from tests.benchmarks.clients import Job, LoadPlan, Served, serve_all
+from tests.benchmarks.clients import LoadPlan, Served, Workload, serve_all
 from tests.benchmarks.servings import NetworkSpec, NodeGroup, Serving
 
 MOST_LATE = 0.01
 """A run in which a larger share of the padded forwards ended late says nothing, and is refused."""
-MOST_TRIES = 1
+MOST_TRIES = 2
 SLOWER = 1.5
 Say = Callable[[str], None]
 
@@ -63,9 +63,7 @@ class Measured:
     """Growth of the coordinator's counters during the run."""
 
 
-async def run(
-    servings: Sequence[Serving], jobs: Sequence[Job], say: Say
-) -> AsyncIterator[Measured]:
+async def run(servings: Sequence[Serving], workload: Workload, say: Say) -> AsyncIterator[Measured]:
     """Measure all of them; those on the same network share its processes.
 
     A network whose forwards end late is slowed down and tried again.
@@ -75,25 +73,25 @@ async def run(
         network = waiting[0].network
         together = [serving for serving in waiting if serving.network == network]
         waiting = [serving for serving in waiting if serving.network != network]
-        for one in await _with_tries(together, jobs, say):
+        for one in await _with_tries(together, workload, say):
             yield one
 
 
-async def _with_tries(servings: Sequence[Serving], jobs: Sequence[Job], say: Say) -> list[Measured]:
+async def _with_tries(servings: Sequence[Serving], workload: Workload, say: Say) -> list[Measured]:
     """The last try counts, late forwards or not: its row says how many there were."""
-    measured = await _on_one_network(servings, jobs, say)
+    measured = await _on_one_network(servings, workload, say)
     for _ in range(MOST_TRIES - 1):
         late = max(max(m.engine.late_share, m.nodes.late_share) for m in measured)
         if late <= MOST_LATE or not servings[0].network.device:
             break
         say(f"  {late:.1%} of the padded forwards ended late: slower, once more")
         servings = [serving.stretched(SLOWER) for serving in servings]
-        measured = await _on_one_network(servings, jobs, say)
+        measured = await _on_one_network(servings, workload, say)
     return measured
 
 
 async def _on_one_network(
-    servings: Sequence[Serving], jobs: Sequence[Job], say: Say
+    servings: Sequence[Serving], workload: Workload, say: Say
 ) -> list[Measured]:
     spec = servings[0].network
     results = []
@@ -101,18 +99,19 @@ async def _on_one_network(
         async with _network(spec, Path(folder)) as network:
             for serving in servings:
                 say(f"{serving.name} (stretch {spec.stretch:g})")
-                results.append(await _serve(network, serving, jobs))
+                results.append(await _serve(network, serving, workload))
         nodes = _reports(Path(folder))
     return [
         Measured(m.serving, m.served, m.engine, nodes, m.counters) for m in results
     ]  # a node tells of its padding once, when it leaves
 
 
-async def _serve(network: Network, serving: Serving, jobs: Sequence[Job]) -> Measured:
+async def _serve(network: Network, serving: Serving, workload: Workload) -> Measured:
     network.check()
     gateway = network.endpoints.gateway
     before = await _counters(gateway)
-    plan = LoadPlan(tuple(jobs), serving.num_sessions, serving.temperature)
+    num_sessions = serving.num_sessions
+    plan = LoadPlan(workload.of(num_sessions), num_sessions, serving.temperature)
     served = await serve_all(gateway, plan)
     after = await _counters(gateway)
     grown = {name: value - before.get(name, 0.0) for name, value in after.items()}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.benchmarks.cells import Cell, all_cells
-from tests.benchmarks.clients import Job
+from tests.benchmarks.clients import Job, Workload
 from tests.benchmarks.emulated import Measured, Say, run
 from tests.benchmarks.figures import (
     Check,
@@ -29,14 +29,14 @@ class Effort:
     """How much a run measures.
 
     Args:
-        num_jobs: requests per serving, each with a prompt of its own.
+        num_jobs: requests per serving, each with a prompt of its own; at least one a session.
         num_tokens: of each.
         num_repeats: rounds over all servings, interleaved; the median one counts.
         only: part of the names of the cells to run; empty: all.
     """
 
-    num_jobs: int = 32
-    num_tokens: int = 64
+    num_jobs: int = 16
+    num_tokens: int = 96
     num_repeats: int = 1
     only: str = ""
 
@@ -51,24 +51,26 @@ def cells_named(only: str) -> list[Cell]:
     return [cell for cell in all_cells() if only in cell.name]
 
 
-def jobs_of(effort: Effort) -> list[Job]:
-    prompts = list(dict.fromkeys(trace.prompt_ids for trace in demo_book().traces))
-    return [
-        Job(number, prompts[number % len(prompts)], SEED, effort.num_tokens)
-        for number in range(effort.num_jobs)
+def workload_of(effort: Effort) -> Workload:
+    """Every prompt of the recording is a job."""
+    prompts = dict.fromkeys(trace.prompt_ids for trace in demo_book().traces)
+    jobs = [
+        Job(number, prompt_ids, SEED, effort.num_tokens)
+        for number, prompt_ids in enumerate(prompts)
     ]
+    return Workload(tuple(jobs), effort.num_jobs)
 
 
 async def measure(effort: Effort, say: Say) -> Figures:
     """Run all servings of the chosen cells; those that several cells share run once a round."""
     cells = cells_named(effort.only)
     servings = [serving for cell in cells for serving in cell.servings]
-    jobs = jobs_of(effort)
+    workload = workload_of(effort)
     found: dict[str, list[Run]] = {}
     for round_no in range(effort.num_repeats):
         # Every round goes the other way, so that what drifts falls on both ends alike.
         order: Sequence[Serving] = servings if round_no % 2 == 0 else servings[::-1]
-        async for measured in run(order, jobs, say):
+        async for measured in run(order, workload, say):
             result = _run(measured)
             found.setdefault(result.row.name, []).append(result)
             say(f"  {result.row.tokens_per_s:.0f} tokens/s, late {result.row.late_share:.2%}")

@@ -59,7 +59,7 @@ def test_the_factor_stays_in_its_bounds_whatever_is_claimed(
     factor = Factor()
     for predicted, is_hit in claims:
         factor.observe(predicted, is_hit=is_hit)
-        assert 0.02 <= factor.value <= 1.3
+        assert 0.005 <= factor.value <= 1.3
 
 
 def test_a_new_node_is_on_trial() -> None:

@@ -66,6 +66,14 @@ def test_sessions_are_spread_evenly() -> None:
     assert not any(a.is_standby for a in result.assignments)
 
 
+def test_a_proven_node_leaves_room_for_its_equals() -> None:
+    nodes = [offer("a", level_time_s=0.0055, skill=1.15), offer("b", level_time_s=0.006)]
+    assert Counter(peer for _, peer in come(match([need(n) for n in "1234"], nodes))) == {
+        "a": 2,
+        "b": 2,
+    }
+
+
 def test_the_largest_predicted_gain_comes_first() -> None:
     nodes = [
         offer("far", round_trip_s=0.08),

@@ -1,7 +1,7 @@
 import math
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given
@@ -63,6 +63,9 @@ def test_a_session_that_only_nodes_on_trial_draft_for_gets_few_rows() -> None:
     batch = plan(1.0, sessions, COSTS, PlanLimits(max_rows=32), 1)
     assert [entry.max_rows for entry in batch.entries] == [32, 8, 32, 32]
     assert plan(1.0, sessions, COSTS, PlanLimits(max_rows=4), 1).entries[1].max_rows == 4
+    drafting = replace(COSTS, level=LevelCosts(0.008, 0.0))
+    batch = plan(1.0, sessions, drafting, PlanLimits(max_rows=32), 1)
+    assert [entry.max_rows for entry in batch.entries] == [32] * 4  # its own levels need them
 
 
 # --- a capped step -------------------------------------------------------------------------------
