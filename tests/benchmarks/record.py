@@ -71,7 +71,7 @@ def decode(
     sampling = SamplingParams(temperature)
     texts = [list(prompt) for prompt in prompts]
     for i, prompt in enumerate(prompts):
-        model.add_sequence(i, sampling, trace_key(SEED, temperature, prompt))
+        model.add_sequence(i, sampling, trace_key(SEED, prompt))
     batch = [_causal(i, text, 0, 1) for i, text in enumerate(texts)]
     for _ in range(NUM_NEW):
         for text, chosen in zip(texts, model.choose(batch), strict=True):
@@ -119,7 +119,7 @@ def record(target: LanguageModel, draft: LanguageModel, prompts: list[list[int]]
     traces = []
     for temperature in TEMPERATURES:
         for prompt, tokens in zip(prompts, decode(target, prompts, temperature), strict=True):
-            key, first = trace_key(SEED, temperature, prompt), len(prompt)
+            key, first = trace_key(SEED, prompt), len(prompt)
             small = log_probs_along(draft, tokens, NUM_NEW)
             known = log_probs_along(target, tokens, NUM_NEW)
             large = (1.0 - LARGE_MIX) * small + LARGE_MIX * known

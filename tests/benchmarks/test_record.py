@@ -20,7 +20,7 @@ def test_with_shared_noise_a_model_foresees_its_own_choices(
     monkeypatch.setattr(record, "NUM_NEW", 12)
     prompt = Tokenizer.load("demo-target").encode("def add(self, value):\n    ")
     for temperature in (0.0, 0.7, 1.0):
-        key = trace_key(record.SEED, temperature, prompt)
+        key = trace_key(record.SEED, prompt)
         (tokens,) = record.decode(target, [prompt], temperature)
         log_probs = record.log_probs_along(target, tokens, 12)
         assert np.exp(log_probs).sum(axis=1) == pytest.approx(np.ones(12), abs=1e-4)

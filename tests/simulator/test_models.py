@@ -18,7 +18,7 @@ def trace(book: TraceBook) -> Trace:
 
 
 def opened_target(book: TraceBook, trace: Trace, cache_rows: int = 1 << 20) -> TraceTarget:
-    target = TraceTarget(by_key(book.traces), book.vocab_size, "target", cache_rows)
+    target = TraceTarget(by_key(book.at(0.7)), book.vocab_size, "target", cache_rows)
     target.add_sequence(1, trace.sampling, trace.key)
     return target
 
@@ -88,7 +88,7 @@ def test_a_draft_ranks_what_was_recorded_and_makes_up_the_rest(
     at, guesses = trace.prompt_length, trace.guesses["small"]
     answers = []
     for name in ("small", "large"):
-        draft = TraceDraft(by_key(book.traces), book.vocab_size, name)
+        draft = TraceDraft(by_key(book.at(0.7)), book.vocab_size, name)
         draft.add_sequence(1, trace.sampling, trace.key)
         first = draft.expand([causal(trace, 0, at, 1)], 8)[0]
         right = trace.tokens[at]
@@ -108,7 +108,7 @@ def test_a_draft_ranks_what_was_recorded_and_makes_up_the_rest(
 
 def test_what_is_kept_of_a_tail_stays_what_it_was(book: TraceBook, trace: Trace) -> None:
     """A verdict compacts the tail: the rows below keep their place on the path or off it."""
-    draft, at = TraceDraft(by_key(book.traces), book.vocab_size, "small"), trace.prompt_length
+    draft, at = TraceDraft(by_key(book.at(0.7)), book.vocab_size, "small"), trace.prompt_length
     draft.add_sequence(1, trace.sampling, trace.key)
     draft.expand([causal(trace, 0, at, 1)], 8)
     one, two, three = trace.tokens[at : at + 3]
@@ -124,7 +124,7 @@ def test_what_is_kept_of_a_tail_stays_what_it_was(book: TraceBook, trace: Trace)
 
 
 def test_a_useless_draft_is_never_right(book: TraceBook, trace: Trace) -> None:
-    draft = TraceDraft(by_key(book.traces), book.vocab_size, USELESS)
+    draft = TraceDraft(by_key(book.at(0.7)), book.vocab_size, USELESS)
     draft.add_sequence(1, trace.sampling, trace.key)
     children = draft.expand([causal(trace, 0, len(trace.tokens) - 1, 96)], 8)[0]
     new = np.array(trace.tokens[trace.prompt_length :])

@@ -19,7 +19,7 @@ def test_the_recording_is_small_and_complete(book: TraceBook) -> None:
         traces = book.at(temperature)
         assert len(traces) == 32
         assert all(64 <= trace.prompt_length <= 128 and trace.num_new == 96 for trace in traces)
-    assert len({trace.key for trace in book.traces}) == len(book.traces)
+    assert len({(t.temperature, t.key) for t in book.traces}) == len(book.traces)
     with pytest.raises(ValueError, match="was not recorded"):
         book.at(0.5)
 

@@ -61,11 +61,12 @@ class Trace:
     @property
     def key(self) -> NoiseKey:
         """Different for all traces of a book, so that a model knows by it which one is meant."""
-        return trace_key(self.seed, self.temperature, self.prompt_ids)
+        return trace_key(self.seed, self.prompt_ids)
 
 
-def trace_key(seed: int, temperature: float, prompt_ids: Sequence[int]) -> NoiseKey:
-    return noise_key(seed_bytes(seed) + repr(temperature).encode(), prompt_ids)
+def trace_key(seed: int, prompt_ids: Sequence[int]) -> NoiseKey:
+    """The key of a request with this seed, so that recordings and real runs say the same."""
+    return noise_key(seed_bytes(seed), prompt_ids)
 
 
 @dataclass(frozen=True, slots=True)
