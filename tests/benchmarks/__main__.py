@@ -58,9 +58,14 @@ def pipeline(
     effort = Effort(
         num_jobs=8 if quick else 16, num_repeats=NUM_REPEATS if repeat else 1, only=only
     )
+
+    def keep(figures: Figures) -> None:
+        if json_file is not None:
+            json_file.write_text(_json(asdict(machine), figures), "utf-8")
+
     try:
         with outside_groups():
-            figures = trio.run(measure, effort, lambda text: print(text, file=sys.stderr))
+            figures = trio.run(measure, effort, _say, keep)
     except ClearError as error:
         typer.echo(f"benchmarks: {error}", err=True)
         raise typer.Exit(2) from None
@@ -69,13 +74,16 @@ def pipeline(
     console.print(rich_table(figures.rows))
     for line in check_lines(figures.checks):
         console.print(line)
-    if json_file is not None:
-        json_file.write_text(_json(asdict(machine), figures), "utf-8")
+    keep(figures)
     if markdown is not None:
         text = markdown_checks(figures.checks) + "\n" + markdown_table(figures.rows)
         markdown.write_text(text, "utf-8")
     if svg is not None:
         svg.write_text(chart(figures.checks), "utf-8")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _json(machine: dict[str, object], figures: Figures) -> str:

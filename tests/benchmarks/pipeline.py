@@ -1,7 +1,7 @@
 """Do volunteers pay? The whole network on emulated devices, every mode beside its alternatives."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.benchmarks.cells import Cell, all_cells
@@ -61,8 +61,11 @@ def workload_of(effort: Effort) -> Workload:
     return Workload(tuple(jobs), effort.num_jobs)
 
 
-async def measure(effort: Effort, say: Say) -> Figures:
-    """Run all servings of the chosen cells; those that several cells share run once a round."""
+async def measure(effort: Effort, say: Say, keep: Callable[[Figures], None]) -> Figures:
+    """Run all servings of the chosen cells; those that several cells share run once a round.
+
+    `keep` gets what is known so far after every serving: a long run may be stopped.
+    """
     cells = cells_named(effort.only)
     servings = [serving for cell in cells for serving in cell.servings]
     workload = workload_of(effort)
@@ -74,6 +77,11 @@ async def measure(effort: Effort, say: Say) -> Figures:
             result = _run(measured)
             found.setdefault(result.row.name, []).append(result)
             say(f"  {result.row.tokens_per_s:.0f} tokens/s, late {result.row.late_share:.2%}")
+            keep(_figures(cells, found))
+    return _figures(cells, found)
+
+
+def _figures(cells: Sequence[Cell], found: Mapping[str, Sequence[Run]]) -> Figures:
     runs = {name: _median(several) for name, several in found.items()}
     checks = [judge(spec, runs) for cell in cells for spec in cell.checks]
     return Figures(
