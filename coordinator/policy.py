@@ -165,6 +165,8 @@ class StepPolicy:
     def learn(self, step: StepDone, num_tokens: int) -> None:
         """Take a step's result; `num_tokens` of it were committed over all sessions."""
         self._learn_times(step, num_tokens)
+        if not step.num_levels:
+            self._own_factor.fade()
         for result in step.results:
             self._ngram_rates.observe(result.ngram_order, is_hit=result.ngram_hit)
             for seen in result.seen:

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 from specedge_p2p.names import PeerId
 
 _KEPT = 0.97
+_FADED = 0.998
 _LEAST, _MOST = 0.005, 1.3
 _BELIEF = 2.0
 """A drafter begins as if it had predicted this much and kept its word."""
@@ -52,6 +53,11 @@ class Factor:
         self._predicted = _KEPT * self._predicted + min(1.0, max(0.0, predicted))
         self.num_trees += 1
         self.num_low_trees = self.num_low_trees + 1 if self.value < LOW_FACTOR else 0
+
+    def fade(self) -> None:
+        """A step without a tree of it: what was seen counts a little less, and it gets a chance."""
+        self._hits *= _FADED
+        self._predicted *= _FADED
 
 
 @dataclass(slots=True)

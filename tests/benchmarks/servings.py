@@ -86,7 +86,7 @@ class Situation:
         """All modes without volunteers."""
         servings = [
             self._alone(PLAIN, self.alone_stretch, "--no-ngram"),
-            self._alone(NGRAM, self.alone_stretch),
+            self._alone(NGRAM, 1.5 * self.alone_stretch),
             self._alone(AUTO_NGRAM, 2 * self.alone_stretch, *_draft("auto")),
         ]
         servings += [self.tree(tree) for tree in self.trees]

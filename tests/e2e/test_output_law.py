@@ -162,3 +162,26 @@ async def test_law3_critical_path_has_no_more_rounds_with_useless_nodes(
 
 def num_rounds(batches: dict[float, Batch]) -> int:
     return sum(each.num_rounds for batch in batches.values() for each in batch.generations)
+
+
+async def test_law1_output_with_everything_at_once(site: Site, expected: Expected) -> None:
+    """Own levels, capped steps, two draft models on a session and a standby that takes over."""
+    drafting = ("--engine-draft", "demo-draft", "--max-batch", "6", "--step-floor", "0.03")
+    coordinator = await site.coordinator("everything", *drafting)
+    small = await site.node("small", coordinator, "--draft-model", "demo-draft")
+    await site.node("large", coordinator, "--draft-model", "demo-target")
+    await coordinator.until_nodes(2)
+    watch = Watch()
+    batches: dict[float, Batch] = {}
+
+    async def run() -> None:
+        batches.update(await run_all(coordinator, watch))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await watch.until_tokens(8)
+        small.signal(signal.SIGKILL)
+    assert_equal(batches, expected)
+    assert await coordinator.metric("specedge_engine_levels_total") > 0
+    coordinator.engine().kill()
+    assert_equal(await run_all(coordinator), expected)

@@ -121,3 +121,13 @@ def test_law7_bounded_memory_of_nodes_and_models() -> None:
     assert sum(1 for number in range(100) if factors.num_trees(PeerId(f"p{number}"))) == 9
     with pytest.raises(ValueError, match="at least one"):
         Factors(max_keys=0)
+
+
+def test_a_bad_record_fades_where_nothing_new_is_seen() -> None:
+    factor = Factor()
+    for _ in range(50):
+        factor.observe(0.9, is_hit=False)
+    bad = factor.value
+    for _ in range(3000):
+        factor.fade()
+    assert bad < 0.1 < 0.9 < factor.value < 1.0
