@@ -119,6 +119,8 @@ class LinkLife:
         self._is_held_back = False  # gains wait in the trees for room in the outbox
         self._end = LinkEnd.CLOSED
         self._scope = trio.CancelScope()
+        self._drafting = trio.Lock()
+        """Held while a level runs in its thread: what it reads must not change meanwhile."""
 
     async def shake_hands(self, hello: Hello) -> Welcome:
         """Raises Refused; LinkClosed too when nothing is answered in time."""
@@ -189,7 +191,8 @@ class LinkLife:
     async def _level(self) -> LevelDone:
         counters = self._shared.counters
         counters.num_levels += 1
-        done = await self._shared.run_level(self._shared.level)
+        async with self._drafting:
+            done = await self._shared.run_level(self._shared.level)
         counters.num_rows += done.num_rows
         counters.num_prefill_rows += done.num_prefill_rows
         if news := self._shared.news():
@@ -240,7 +243,8 @@ class LinkLife:
 
     async def _leave_when_told(self) -> None:
         await self._shared.leaving.wait()
-        self._exchange()
+        async with self._drafting:
+            self._exchange()
         self._say(Goodbye("the node leaves"))
         self.outbox.close()
         await trio.sleep(_LEAVE_S)  # a link that does not take the last frames is left without them

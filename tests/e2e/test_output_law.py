@@ -179,7 +179,7 @@ async def test_law1_output_with_everything_at_once(site: Site, expected: Expecte
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
-        await watch.until_tokens(8)
+        await watch.until_tokens(4)
         small.signal(signal.SIGKILL)
     assert_equal(batches, expected)
     assert await coordinator.metric("specedge_engine_levels_total") > 0
