@@ -231,10 +231,10 @@ class Leases:
 
     def _retune(self) -> None:
         """Let trees grow larger where steps are slow; an allowance is never taken back."""
+        if self._wishes.max_unverified >= MANY_UNVERIFIED:
+            return
         levels_s = [node.level_time_s for node in self._nodes.values()]
         if self._reputation.step_time_s < SLOW_STEP_LEVELS * min(levels_s, default=math.inf):
-            return
-        if self._wishes.max_unverified >= MANY_UNVERIFIED:
             return
         self._wishes = msgspec.structs.replace(self._wishes, max_unverified=MANY_UNVERIFIED)
         for lease in self._leases.values():

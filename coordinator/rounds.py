@@ -67,7 +67,7 @@ class Rounds:
         """Begin to serve a session."""
         self._sessions.add(session)
         self._load.opened(session)
-        self._outbox.append(_open_session(session))
+        self._outbox.append(open_session(session))
         self._leases.rematch()
         self._wake.set()
 
@@ -191,12 +191,13 @@ class Rounds:
         """An engine is there, the first or a respawned one: give it what is committed."""
         self._on_ready(ready)
         self._policy.calibrate(ready)
-        self._outbox = [_open_session(session) for session in self._sessions if session.is_live]
+        self._outbox = [open_session(session) for session in self._sessions if session.is_live]
         self._leases.engine_outbox.clear()
         self._leases.restart_trees()
 
 
-def _open_session(session: Session) -> OpenSession:
+def open_session(session: Session) -> OpenSession:
+    """What an engine is told of a session, fresh or after a crash."""
     return OpenSession(
         session=session.number,
         token_ids=list(session.token_ids),

@@ -23,7 +23,7 @@ from coordinator.engine.session import EngineSession
 from coordinator.engine.work import Work, rebound, with_rows
 from specedge_p2p.lm.ports import Children, LanguageModel, ModelError, OutOfCache, Rows
 from specedge_p2p.tree.binding import BoundRows
-from specedge_p2p.tree.levels import USEFUL_SHARE, Expansions, expansions, pays, useful_share
+from specedge_p2p.tree.levels import Expansions, expansions, pays, useful_share
 
 MAX_CHAIN = 64
 """More missing committed tokens than this are written as causal rows, without a tree."""
@@ -151,7 +151,7 @@ class OwnDraft:
                 continue
             vertices = drafted.tree.vertices(work.bound)
             done = self._done(drafted, work.bound, vertices, row_price)
-            found = _choose(work.bound, done, terms)
+            found = _choose(work.bound, done, terms, work.session.node_share)
             if not found.rows:
                 continue
             num_missing = len(drafted.session.token_ids) - drafted.rows.num_committed
@@ -162,8 +162,7 @@ class OwnDraft:
                 entry = self._growth(drafted, work, vertices, found.rows)
             if entry is not None:
                 plan.append(entry)
-                share = useful_share(drafted.session.node_share) / USEFUL_SHARE
-                mass += found.mass * share * min(1.0, terms.factor)  # a bad draft brings less
+                mass += found.mass * min(1.0, terms.factor)  # what a bad draft brings is less
                 num_new += len(found.rows)
         return plan if terms.is_fixed or self._is_worth(mass, num_new, terms) else []
 
@@ -319,10 +318,10 @@ class OwnDraft:
         drafted.tree.restart()
 
 
-def _choose(bound: BoundRows, done: set[int], terms: LevelTerms) -> Expansions:
+def _choose(bound: BoundRows, done: set[int], terms: LevelTerms, node_share: float) -> Expansions:
     """The rows to expand: those with the most uncovered mass, or of a fixed tree the best."""
     if not terms.is_fixed:
-        return expansions(bound, done, terms.width)
+        return expansions(bound, done, terms.width, useful_share(node_share))
     rows = [row for row in range(len(bound)) if row not in done]
     rows.sort(key=lambda row: -bound.probs[row])  # stable: of equal ones the earlier row
     return Expansions(tuple(rows[: terms.width]), 0.0)

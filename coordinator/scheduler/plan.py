@@ -131,10 +131,12 @@ def plan(
     musts: list[SessionState] = []
     if len(decoding) > limits.cap:
         musts, decoding = _candidates(now, decoding, limits, step_no)
-    most_rows = _MostRows(limits.max_rows, costs.level is not None)
-    entries = [_entry(state, most_rows, must=True) for state in musts]
-    entries += [_entry(state, most_rows) for state in decoding]
-    entries += [_entry(state, most_rows) for state in _first_prompts(prefilling, limits)]
+    has_levels = costs.level is not None
+    entries = [_entry(state, limits, has_levels=has_levels, must=True) for state in musts]
+    entries += [_entry(state, limits, has_levels=has_levels) for state in decoding]
+    entries += [
+        _entry(state, limits, has_levels=has_levels) for state in _first_prompts(prefilling, limits)
+    ]
     return VerificationBatch(
         step_no=step_no,
         entries=entries,
@@ -146,21 +148,13 @@ def plan(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _MostRows:
-    """Rows of a session, and whether the engine's own levels need them too.
-
-    Nodes on trial get fewer rows, but not at the cost of what the engine drafts by itself.
-    """
-
-    of_session: int
-    has_levels: bool
-
-
-def _entry(state: SessionState, most_rows: _MostRows, *, must: bool = False) -> StepEntry:
-    max_rows = most_rows.of_session
+def _entry(
+    state: SessionState, limits: PlanLimits, *, has_levels: bool, must: bool = False
+) -> StepEntry:
+    """Nodes on trial get fewer rows, but not at the cost of what the engine drafts by itself."""
+    max_rows = limits.max_rows
     on_trial = [source.max_rows for source in state.sources]
-    if not most_rows.has_levels and on_trial and all(on_trial):
+    if not has_levels and on_trial and all(on_trial):
         max_rows = min(max_rows, max(on_trial))
     return StepEntry(state.session, max_rows, list(state.sources), must)
 

@@ -105,7 +105,7 @@ async def run_batch(
 
         async def run(generation: Generation) -> None:
             request = _request(model, generation.prompt, sampling, volunteers)
-            async for chunk in _stream(client, request):
+            async for chunk in stream_chunks(client, request):
                 _add(generation, chunk)
                 on_change(batch)
 
@@ -131,9 +131,10 @@ def _request(model: str, prompt: str, sampling: Sampling, volunteers: str) -> di
     return request
 
 
-async def _stream(
+async def stream_chunks(
     client: httpx.AsyncClient, request: dict[str, object]
 ) -> AsyncIterator[dict[str, object]]:
+    """The chunks of one streamed completion. Raises GatewayError."""
     async with client.stream("POST", "/v1/completions", json=request) as response:
         if response.status_code != 200:
             raise GatewayError((await response.aread()).decode("utf-8", "replace"))

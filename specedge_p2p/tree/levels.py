@@ -38,19 +38,22 @@ def useful_share(node_share: float) -> float:
     return USEFUL_SHARE - _NODES_DISCOUNT * min(1.0, node_share / _NODES_FULLY)
 
 
-def expansions(bound: BoundRows, done: AbstractSet[int], width: int) -> Expansions:
+def expansions(
+    bound: BoundRows, done: AbstractSet[int], width: int, share: float = USEFUL_SHARE
+) -> Expansions:
     """The rows after which the target's choice is most often nowhere in the tree.
 
     Args:
         bound: the session's rows as they are now.
         done: rows that an earlier level of this step has expanded.
         width: most rows.
+        share: see useful_share.
     """
     uncovered = (bound.probs - bound.covered).tolist()
     open_rows = [row for row, mass in enumerate(uncovered) if mass > 0 and row not in done]
     open_rows.sort(key=lambda row: -uncovered[row])  # stable: of equal ones the earlier row
     chosen = tuple(open_rows[:width])
-    return Expansions(chosen, USEFUL_SHARE * sum(uncovered[row] for row in chosen))
+    return Expansions(chosen, share * sum(uncovered[row] for row in chosen))
 
 
 def pays(

@@ -16,8 +16,7 @@ PAPER_4 = Situation("paper-32b", 0.7, 4, ("4x8", "4x4"), ("3x8", "3x4"), 1.0)
 CPU_ONE = Situation("", 0.7, 1, (), (), 1.0)
 CPU_MANY = Situation("", 0.7, 8, (), (), 1.0)
 
-NEAR = NodeGroup(1)
-SMALL, LARGE = NodeGroup(1), NodeGroup(1, "large-12ms", "demo-target")
+SMALL, LARGE = NodeGroup(4), NodeGroup(4, "large-12ms", "demo-target")
 USELESS = ("--drafting", "random")
 NO_NGRAM = "--no-ngram"
 BEST_TREE_DEPTH_12 = "12x8"
@@ -181,16 +180,16 @@ def _floors() -> list[Cell]:
 
 def _second_draft() -> Cell:
     """A second node with another draft model; the larger one is the demo target itself."""
-    small = A100.ours("small-draft", (NodeGroup(4),), stretch=NODES_STRETCH, num_sessions=4)
+    small = A100.ours("small-draft", (SMALL,), stretch=NODES_STRETCH, num_sessions=4)
     large = A100.ours(
         "large-draft",
-        (NodeGroup(4, LARGE.profile, LARGE.draft_model),),
+        (LARGE,),
         stretch=NODES_STRETCH,
         num_sessions=4,
     )
     both = A100.ours(
         "both-drafts",
-        (NodeGroup(4), NodeGroup(4, LARGE.profile, LARGE.draft_model)),
+        (SMALL, LARGE),
         stretch=NODES_STRETCH,
         num_sessions=4,
     )

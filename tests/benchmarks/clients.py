@@ -1,14 +1,13 @@
 """Clients that keep a number of sessions busy: each starts its next request when one has ended."""
 
-import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
 import httpx
 import trio
 
-from specedge_p2p.demo.client import GatewayError
+from specedge_p2p.demo.client import stream_chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,23 +138,9 @@ def _body(model: str, job: Job, plan: LoadPlan, num_tokens: int) -> dict[str, ob
 
 async def _serve(client: httpx.AsyncClient, body: dict[str, object], job: Job) -> Served:
     served = Served(job)
-    async for tokens in _bursts(client, body):
-        served.add(tokens, trio.current_time())
+    async for chunk in stream_chunks(client, body):
+        extra = chunk.get("specedge")
+        tokens = extra.get("tokens") if isinstance(extra, dict) else None
+        if tokens:
+            served.add(tokens, trio.current_time())
     return served
-
-
-async def _bursts(
-    client: httpx.AsyncClient, body: dict[str, object]
-) -> AsyncIterator[list[list[object]]]:
-    async with client.stream("POST", "/v1/completions", json=body) as response:
-        if response.status_code != 200:
-            raise GatewayError((await response.aread()).decode("utf-8", "replace"))
-        async for line in response.aiter_lines():
-            if not line.startswith("data: ") or line == "data: [DONE]":
-                continue
-            chunk = json.loads(line.removeprefix("data: "))
-            if "error" in chunk:
-                raise GatewayError(chunk["error"]["message"])
-            tokens = (chunk.get("specedge") or {}).get("tokens")
-            if tokens:
-                yield tokens

@@ -13,7 +13,6 @@ from coordinator.engine.messages import (
     CloseSession,
     EntryResult,
     FromEngine,
-    OpenSession,
     Ready,
     SessionFailed,
     StepDone,
@@ -23,7 +22,7 @@ from coordinator.gateway.ports import GenerationRequest
 from coordinator.leases import Leases
 from coordinator.lockstep import make_gate
 from coordinator.policy import StepPolicy
-from coordinator.rounds import STEPS_IN_FLIGHT
+from coordinator.rounds import STEPS_IN_FLIGHT, open_session
 from coordinator.scheduler.factors import Factors
 from coordinator.sessions import Committed, Session, Sessions
 from coordinator.settings import Lockstep
@@ -143,7 +142,7 @@ class SimCoordinator:
             opened_s=self._agenda.now,
         )
         self.sessions.add(session)
-        self._outbox.append(_open_session(session))
+        self._outbox.append(open_session(session))
         self.leases.rematch()
         return session
 
@@ -250,15 +249,3 @@ class SimCoordinator:
             self._on_end(session)
             self.leases.rematch()
         return len(committed.token_ids)
-
-
-def _open_session(session: Session) -> OpenSession:
-    return OpenSession(
-        session=session.number,
-        token_ids=list(session.token_ids),
-        prompt_length=session.prompt_length,
-        max_tokens=session.max_tokens,
-        sampling=session.request.sampling,
-        noise_key=session.noise_key,
-        ignore_eos=session.request.ignore_eos,
-    )
