@@ -9,9 +9,11 @@ from typing import Annotated
 
 import trio
 import typer
+from msgspec import convert
 from rich.console import Console
 
 from specedge_p2p.errors import ClearError, outside_groups
+from tests.benchmarks.figures import Run
 from tests.benchmarks.machine import this_machine
 from tests.benchmarks.pipeline import Effort, Figures, cells_named, measure
 from tests.benchmarks.table import (
@@ -45,6 +47,9 @@ def pipeline(
         str, typer.Option(help="Run the cells whose names contain this, as in equal/a100-32b.")
     ] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Half of the requests.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what the --json file holds already.")
+    ] = False,
     repeat: Annotated[
         bool, typer.Option("--all", help=f"Every cell {NUM_REPEATS} times, interleaved; medians.")
     ] = False,
@@ -53,11 +58,17 @@ def pipeline(
     if not cells_named(only):
         names = ", ".join(cell.name for cell in cells_named(""))
         raise typer.BadParameter(f"no cell is called that; there are {names}", param_hint="--only")
+    if resume and json_file is None:
+        raise typer.BadParameter("needs --json, the file to go on with", param_hint="--resume")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     machine = this_machine()
     effort = Effort(
         num_jobs=8 if quick else 16, num_repeats=NUM_REPEATS if repeat else 1, only=only
     )
+
+    known: list[Run] = []
+    if resume and json_file is not None and json_file.exists():
+        known = convert(json.loads(json_file.read_text("utf-8"))["runs"], list[Run], strict=False)
 
     def keep(figures: Figures) -> None:
         if json_file is not None:
@@ -65,7 +76,7 @@ def pipeline(
 
     try:
         with outside_groups():
-            figures = trio.run(measure, effort, _say, keep)
+            figures = trio.run(measure, effort, known, _say, keep)
     except ClearError as error:
         typer.echo(f"benchmarks: {error}", err=True)
         raise typer.Exit(2) from None
@@ -91,6 +102,7 @@ def _json(machine: dict[str, object], figures: Figures) -> str:
         "machine": machine,
         "rows": [asdict(row) for row in figures.rows],
         "checks": [asdict(check) for check in figures.checks],
+        "runs": [asdict(run) for run in figures.runs],
     }
     return json.dumps(content, indent=1) + "\n"
 

@@ -113,8 +113,8 @@ def _capped() -> list[Cell]:
 def _lockstep() -> list[Cell]:
     cells = []
     for name, where, shapes, bound in (
-        ("a100-32b", A100, ("5x16", "6x16"), 1.3),
-        ("h200-14b", H200, ("3x8", "2x6"), 1.35),
+        ("a100-32b", A100, ("3x16:8", "4x16:8"), 1.3),
+        ("h200-14b", H200, ("1x8:8", "2x8:8"), 1.35),
     ):
         bare = _ours(where, 8, NO_NGRAM)
         rivals = [where.lockstep(shape, (_nodes(8),), stretch=NODES_STRETCH) for shape in shapes]
@@ -128,7 +128,7 @@ def _paper() -> Cell:
     nodes = (NodeGroup(8, "paper-node", round_trip_ms=14.5),)
     capped = ("--max-batch", "4")
     bare = PAPER_4.ours("ours-8-in-flight", nodes, *capped, NO_NGRAM, stretch=6.0, num_sessions=8)
-    lockstep = PAPER_4.lockstep("6x32", nodes, *capped, stretch=6.0)
+    lockstep = PAPER_4.lockstep("6x32:4", nodes, *capped, stretch=6.0)
     lockstep = Serving(lockstep.name, lockstep.network, 8, 0.7)
     quick = PAPER_4.ours(
         "ours-4-in-flight", (NodeGroup(4, "paper-node", round_trip_ms=14.5),), stretch=5.0

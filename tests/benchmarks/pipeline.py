@@ -42,8 +42,11 @@ class Effort:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
+    """Rows are medians of runs."""
+
     rows: tuple[Row, ...]
     checks: tuple[Check, ...]
+    runs: tuple[Run, ...]
 
 
 def cells_named(only: str) -> list[Cell]:
@@ -60,14 +63,19 @@ def workload_of(effort: Effort) -> Workload:
     return Workload(tuple(jobs), effort.num_jobs)
 
 
-async def measure(effort: Effort, say: Say, keep: Callable[[Figures], None]) -> Figures:
+async def measure(
+    effort: Effort, known: Sequence[Run], say: Say, keep: Callable[[Figures], None]
+) -> Figures:
     """Run all servings of the chosen cells; those that several cells share run once a round.
 
-    `keep` gets what is known so far after every serving: a long run may be stopped.
+    `keep` gets what is known so far after every serving: a long run may be stopped, and goes on
+    where it was when it is given its runs as `known`.
     """
     cells = cells_named(effort.only)
     workload = workload_of(effort)
     found: dict[str, list[Run]] = {}
+    for one in known:
+        found.setdefault(one.row.name, []).append(one)
     for round_no in range(effort.num_repeats):
         # Every round goes the other way, so that what drifts falls on both ends alike.
         for cell in cells if round_no % 2 == 0 else cells[::-1]:
@@ -76,15 +84,17 @@ async def measure(effort: Effort, say: Say, keep: Callable[[Figures], None]) -> 
                 result = _run(measured)
                 found.setdefault(result.row.name, []).append(result)
                 say(f"  {result.row.tokens_per_s:.0f} tokens/s, late {result.row.late_share:.2%}")
-                keep(_figures(cells, found))
-    return _figures(cells, found)
+                keep(_figures(all_cells(), found))
+    return _figures(all_cells(), found)
 
 
 def _figures(cells: Sequence[Cell], found: Mapping[str, Sequence[Run]]) -> Figures:
     runs = {name: _median(several) for name, several in found.items()}
     checks = [judge(spec, runs) for cell in cells for spec in cell.checks]
     return Figures(
-        tuple(run.row for run in runs.values()), tuple(c for c in checks if c is not None)
+        tuple(run.row for run in runs.values()),
+        tuple(c for c in checks if c is not None),
+        tuple(run for several in found.values() for run in several),
     )
 
 
