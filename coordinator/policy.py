@@ -219,6 +219,9 @@ class StepPolicy:
             cost_s = costs.step_time_s / len(step.results)
             cost_s += costs.row_time_s * (share + result.num_rows)
             self._queues.charge(result.session, cost_s, now)
+        for lost in step.preempted:
+            if known := self._sessions.get(lost.session):
+                known.num_prompt_left = lost.num_tokens
 
 
 def _num_by_levels_alone(step: StepDone) -> int:

@@ -206,4 +206,5 @@ def open_session(session: Session) -> OpenSession:
         sampling=session.request.sampling,
         noise_key=session.noise_key,
         ignore_eos=session.request.ignore_eos,
+        prefix_salt=session.request.key_id,
     )

@@ -16,17 +16,17 @@ class Room:
     Args:
         is_in_use: its number belongs to another session.
         num_places: sessions that may still be opened.
-        num_free_rows: cache rows, those not counted that prompts are waiting for.
+        num_cache_rows: of the whole cache; when all others give way, it is one session's.
     """
 
     is_in_use: bool
     num_places: int
-    num_free_rows: int
+    num_cache_rows: int
 
 
 def refusal(message: OpenSession, info: ModelInfo, room: Room) -> SessionFailed | None:
     """Why a session cannot be served, None if it can."""
-    num_tokens = len(message.token_ids)
+    num_tokens, max_position = len(message.token_ids), ending_of(message, info).max_position
     code, text = "", ""
     if room.is_in_use:
         code, text = "session_in_use", "the session number is in use"
@@ -36,16 +36,17 @@ def refusal(message: OpenSession, info: ModelInfo, room: Room) -> SessionFailed 
         code, text = "bad_prompt", "a session needs at least one prompt token"
     elif not 0 <= min(message.token_ids) <= max(message.token_ids) < info.vocab_size:
         code, text = "bad_prompt", f"token ids must lie in [0, {info.vocab_size})"
-    elif num_tokens >= ending_of(message, info).max_position:
+    elif num_tokens >= max_position:
         code, text = (
             "context_length_exceeded",
             f"{num_tokens} tokens leave no room for another one: the context holds "
             f"{info.max_context} and {message.max_tokens} new tokens were asked for",
         )
-    elif num_tokens > room.num_free_rows:
+    elif max_position - 1 > room.num_cache_rows:
         code, text = (
             OUT_OF_CACHE,
-            f"the prompt needs {num_tokens} cache rows and {max(room.num_free_rows, 0)} are free",
+            f"prompt and answer may need {max_position - 1} rows of cache and there are "
+            f"{room.num_cache_rows}: ask for fewer tokens",
         )
     return SessionFailed(message.session, code, text) if code else None
 

@@ -13,10 +13,11 @@ change how fast a session goes, never what it says.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import assert_never
 
-from coordinator.engine.admission import OUT_OF_CACHE, Room, ending_of, refusal
+from coordinator.engine.admission import Room, ending_of, refusal
+from coordinator.engine.cache import Forwarded, TargetCache
 from coordinator.engine.measure import NO_PRICE, StepPrice
 from coordinator.engine.messages import (
     AddVertices,
@@ -25,6 +26,7 @@ from coordinator.engine.messages import (
     EntryResult,
     FromEngine,
     OpenSession,
+    Preempted,
     Ready,
     SessionFailed,
     StepDone,
@@ -32,18 +34,16 @@ from coordinator.engine.messages import (
     VerificationBatch,
 )
 from coordinator.engine.own_draft import Levels, OwnDraft
-from coordinator.engine.packing import Outcome, judge, judge_first, share_prefill
+from coordinator.engine.packing import Outcome, judge, judge_first
 from coordinator.engine.session import EngineSession
 from coordinator.engine.settings import EngineLimits
 from coordinator.engine.work import (
     Work,
-    plain_work,
-    prefill_work,
     result_of,
     take_fewer,
     tree_work,
 )
-from specedge_p2p.lm.ports import LanguageModel, ModelError, OutOfCache, TokenIds
+from specedge_p2p.lm.ports import LanguageModel, TokenIds
 
 
 class EngineCore:
@@ -73,6 +73,7 @@ class EngineCore:
         if draft is not None:
             num_rows = self._limits.max_draft_prefill_rows
             self._own = OwnDraft(draft, clock, model.info.vocab_size, num_rows)
+        self._cache = TargetCache(model, self._limits.max_prefill_rows)
         self._num_opened = 0
         self._num_arrivals = 0
 
@@ -136,34 +137,32 @@ class EngineCore:
                 assert_never(message)
 
     def _open(self, message: OpenSession) -> None:
-        info = self._model.info
-        num_waiting = sum(s.num_missing_rows for s in self._sessions.values() if not s.finish)
+        info, cache = self._model.info, self._model.cache
         room = Room(
             is_in_use=message.session in self._sessions,
             num_places=self._limits.max_sessions - len(self._sessions),
-            num_free_rows=self._model.num_free_rows - num_waiting,
+            num_cache_rows=cache.num_rows,
         )
         refused = refusal(message, info, room)
         if refused is not None:
             self._failures.append(refused)
             return
-        self._model.add_sequence(message.session, message.sampling, message.noise_key)
         self._num_opened += 1
-        self._sessions[message.session] = EngineSession(
-            message, self._num_opened, ending_of(message, info), info.vocab_size
-        )
+        session = EngineSession(message, self._num_opened, ending_of(message, info), info, cache)
+        self._sessions[message.session] = session
+        self._cache.open(session)
 
     def _close(self, number: int) -> None:
         if self._sessions.pop(number, None) is not None:
             self._forget(number)
 
-    def _fail(self, session: EngineSession, code: str, text: str) -> None:
-        self._failures.append(SessionFailed(session.number, code, text))
-        self._close(session.number)
+    def _fail(self, failure: SessionFailed) -> None:
+        self._failures.append(failure)
+        self._close(failure.session)
 
     def _forget(self, number: int) -> None:
         """Free a session's rows in both caches."""
-        self._model.drop_sequence(number)
+        self._cache.close(number)
         if self._own is not None:
             self._own.close(number)
 
@@ -187,13 +186,14 @@ class EngineCore:
         works = self._bind(batch)
         bound_s = self._clock()
         levels = Levels(works) if self._own is None else self._own.grow(works, batch)
-        works, choices = self._forward(levels.works)
+        forwarded = self._forward(levels.works)
+        works = forwarded.works
         for work in works:
             work.session.last_step = batch.step_no
         num_context_rows = sum(work.session.num_rows for work in works)
         results = [
             self._settle(work, chosen)
-            for work, chosen in zip(works, choices, strict=True)
+            for work, chosen in zip(works, forwarded.choices, strict=True)
             if self._is_sound(work, chosen)
         ]
         return StepDone(
@@ -209,6 +209,8 @@ class EngineCore:
             num_level_rows=levels.num_rows,
             level_s=levels.level_s,
             level_mass=levels.mass,
+            num_reused_rows=self._cache.take_reused_rows(),
+            preempted=[Preempted(s.number, len(s.token_ids)) for s in forwarded.preempted],
         )
 
     def _bind(self, batch: VerificationBatch) -> list[Work]:
@@ -225,59 +227,18 @@ class EngineCore:
             if session.is_prefilled
         ]
         waiting = [session for session in live if not session.is_prefilled]
-        budget = min(batch.prefill_tokens, self._limits.max_prefill_rows)
-        shares = share_prefill([s.num_missing_rows for s in waiting], budget)
-        chunks = [
-            prefill_work(session, share)
-            for session, share in zip(waiting, shares, strict=True)
-            if share
-        ]
+        chunks = self._cache.chunks(waiting, self._sessions.values(), batch.prefill_tokens)
         return take_fewer(trees, batch.max_sessions) + chunks
 
-    def _forward(self, works: list[Work]) -> tuple[list[Work], Sequence[TokenIds]]:
-        """Choices for as many works as the cache can take; what had to give way has failed."""
-        while works:
-            try:
-                return works, self._model.choose([work.rows for work in works])
-            except OutOfCache:
-                works = self._shrink(works)
-            except ModelError:
-                return self._forward_alone(works)
-        return [], []
-
-    def _shrink(self, works: list[Work]) -> list[Work]:
-        """Bring less: first no trees, then without the youngest session that has or wants rows."""
-        if any(work.num_tree_rows for work in works):
-            return [plain_work(work) for work in works]
-        wanting = {work.session.number for work in works}
-        youngest = max(
-            (s for s in self._sessions.values() if s.number in wanting or _holds_rows(s)),
-            key=lambda s: s.age,
-        )
-        self._fail(youngest, OUT_OF_CACHE, "the engine's cache is full; try again later")
-        return [work for work in works if work.session is not youngest]
-
-    def _forward_alone(self, works: list[Work]) -> tuple[list[Work], list[TokenIds]]:
-        """One forward per work, so that only the session that the model cannot serve is lost."""
-        served: list[Work] = []
-        choices: list[TokenIds] = []
-        for work in works:
-            try:
-                chosen = self._choose_alone(work)
-            except ModelError as error:
-                self._fail(work.session, "model_error", str(error))
-                continue
-            served.append(work)
-            choices += chosen
-        return served, choices
-
-    def _choose_alone(self, work: Work) -> list[TokenIds]:
-        number = work.session.number
-        if self._model.num_tail_rows(number):
-            self._model.compact(number, ())
-        if self._model.num_prefix_rows(number) != work.session.num_rows:
-            raise ModelError("the failed step left the session's cache in an unknown state")
-        return self._model.choose([work.rows])
+    def _forward(self, works: list[Work]) -> Forwarded:
+        """Choices for as many works as the cache can take; who cannot be served at all fails."""
+        forwarded = self._cache.forward(works, self._sessions.values())
+        for failure in forwarded.failures:
+            self._fail(failure)
+        if self._own is not None:
+            for session in forwarded.preempted:
+                self._own.close(session.number)
+        return forwarded
 
     def _is_sound(self, work: Work, choices: TokenIds) -> bool:
         """Whether tokens were chosen; logits that are no numbers choose none.
@@ -286,7 +247,8 @@ class EngineCore:
         """
         is_sound = not len(choices) or int(choices.max()) < self._model.info.vocab_size
         if not is_sound:
-            self._fail(work.session, "model_error", "the model's logits are not numbers")
+            text = "the model's logits are not numbers"
+            self._fail(SessionFailed(work.session.number, "model_error", text))
         return is_sound
 
     def _settle(self, work: Work, choices: TokenIds) -> EntryResult:
@@ -294,6 +256,7 @@ class EngineCore:
         from_position = len(session.token_ids)
         if work.bound is None:
             session.num_rows += len(work.rows.token_ids)
+            self._cache.share(session)
             if not work.rows.num_outputs:
                 return EntryResult(session.number, from_position, [], [], 0, 0)
             outcome = judge_first(int(choices[0]), from_position, session.ending)
@@ -302,6 +265,8 @@ class EngineCore:
         self._keep_rows(work, outcome)
         seen = session.seen(outcome.token_ids[0])
         session.commit(outcome)
+        if not session.finish:
+            self._cache.share(session)
         return result_of(work, outcome, from_position, seen)
 
     def _keep_rows(self, work: Work, outcome: Outcome) -> None:
@@ -312,7 +277,3 @@ class EngineCore:
             self._model.compact(work.session.number, outcome.commit_slots)
         if self._own is not None:
             self._own.settle(work.session, outcome.token_ids)
-
-
-def _holds_rows(session: EngineSession) -> bool:
-    return not session.finish and session.num_rows > 0

@@ -22,6 +22,7 @@ class OpenSession(EngineMessage, frozen=True, array_like=True, tag=1):
         token_ids: all committed tokens, prompt first.
         prompt_length: how many of them are the prompt.
         max_tokens: the session ends when this many tokens follow the prompt.
+        prefix_salt: sessions with the same one may share the rows of equal beginnings.
     """
 
     session: int
@@ -31,6 +32,7 @@ class OpenSession(EngineMessage, frozen=True, array_like=True, tag=1):
     sampling: SamplingParams
     noise_key: bytes
     ignore_eos: bool = False
+    prefix_salt: str = ""
 
 
 class CloseSession(EngineMessage, frozen=True, array_like=True, tag=2):
@@ -220,6 +222,14 @@ class EntryResult(msgspec.Struct, frozen=True, array_like=True):
     seen: list[SourceSeen] = []
 
 
+class Preempted(msgspec.Struct, frozen=True, array_like=True):
+    """A session whose rows had to give way; it is prefilled again from its committed tokens."""
+
+    session: int
+    num_tokens: int
+    """Those tokens."""
+
+
 class StepDone(EngineMessage, frozen=True, array_like=True, tag=33):
     """Times are on the engine's monotonic clock; bind_s is the gap before the forward.
 
@@ -231,6 +241,8 @@ class StepDone(EngineMessage, frozen=True, array_like=True, tag=33):
         level_mass: tokens that were expected of it, before LevelTerms.worth.
         num_padded, num_late, used_s, padded_s: the tally of an emulated device since this engine
             was ready (see lm/emulated.py); 0 for a real one.
+        num_reused_rows: rows of prompts that were shared instead of computed.
+        preempted: sessions that lost their rows to others in this step.
     """
 
     step_no: int
@@ -249,6 +261,8 @@ class StepDone(EngineMessage, frozen=True, array_like=True, tag=33):
     num_late: int = 0
     used_s: float = 0.0
     padded_s: float = 0.0
+    num_reused_rows: int = 0
+    preempted: list[Preempted] = []
 
 
 class SessionFailed(EngineMessage, frozen=True, array_like=True, tag=34):

@@ -46,16 +46,6 @@ class Outcome:
     finish: str
 
 
-def share_prefill(num_missing: Sequence[int], budget: int) -> list[int]:
-    """Split a step's prompt tokens over the sessions that need some, first come, first served."""
-    shares = []
-    for missing in num_missing:
-        share = min(missing, max(budget, 0))
-        shares.append(share)
-        budget -= share
-    return shares
-
-
 def prefill_rows(
     session: int, token_ids: Sequence[int], first_position: int, is_last: bool
 ) -> Rows:

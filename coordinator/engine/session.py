@@ -13,7 +13,8 @@ from coordinator.engine.messages import (
 from coordinator.engine.own_tree import OwnTree
 from coordinator.engine.packing import Ending, Outcome
 from coordinator.engine.settings import EngineLimits
-from specedge_p2p.lm.ports import MAX_TAIL_SLOTS
+from specedge_p2p.lm.ports import MAX_TAIL_SLOTS, CacheInfo, ModelInfo
+from specedge_p2p.lm.prefix import PageName, PrefixNames
 from specedge_p2p.tree.binding import BindLimits, BoundRows, SourceTree, bind, first_guess
 from specedge_p2p.tree.draft_tree import TreeError
 from specedge_p2p.tree.ngram import NgramGuess, NgramIndex
@@ -33,16 +34,20 @@ class EngineSession:
     being prefilled, afterwards all of them but the root.
     """
 
-    def __init__(self, opened: OpenSession, age: int, ending: Ending, vocab_size: int) -> None:
+    def __init__(
+        self, opened: OpenSession, age: int, ending: Ending, info: ModelInfo, cache: CacheInfo
+    ) -> None:
         self.number = opened.session
         self.age = age
         """Rises with every session opened: the youngest has the highest."""
         self.ending = ending
         self.sampling = opened.sampling
         self.noise_key = opened.noise_key
-        self._vocab_size = vocab_size
+        self._vocab_size = info.vocab_size
         self.token_ids = list(opened.token_ids)
         self.num_rows = 0
+        self.num_shared_rows = 0
+        """Of them those that were offered to others."""
         self.is_prefilled = False
         self.finish = ""
         self.node_share = 0.0
@@ -50,6 +55,9 @@ class EngineSession:
         self.last_step = 0
         """The last step that it was in."""
         self._ngram = NgramIndex(opened.token_ids)
+        self._names: PrefixNames | None = None
+        if cache.can_share:
+            self._names = PrefixNames(opened.prefix_salt, cache.page_rows)
         self._trees: dict[int, ReceivedTree] = {}
         self.own: OwnTree | None = None
         """What the engine's own draft model knows; grown and given by `own_draft.py`."""
@@ -58,6 +66,15 @@ class EngineSession:
     def num_missing_rows(self) -> int:
         """Tokens that prefill still has to write."""
         return 0 if self.is_prefilled else len(self.token_ids) - self.num_rows
+
+    def page_names(self, num_rows: int) -> list[PageName]:
+        """Names of the pages that the first `num_rows` tokens fill; none if nothing is shared."""
+        return [] if self._names is None else self._names.of(self.token_ids, num_rows)
+
+    def forget_rows(self) -> None:
+        """Its rows were dropped: it is to be prefilled anew from its committed tokens."""
+        self.num_rows = self.num_shared_rows = 0
+        self.is_prefilled = False
 
     @property
     def max_depth(self) -> int:

@@ -18,6 +18,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from specedge_p2p.lm.files import Progress, find_model, fingerprint
+from specedge_p2p.lm.kv_memory import KvMemory
 from specedge_p2p.lm.ports import ModelError, ModelInfo
 from specedge_p2p.lm.runner import TransformersModel
 from specedge_p2p.lm.tree_attention import register_attention
@@ -34,7 +35,7 @@ def load_model(
     *,
     dtype: str = "auto",
     device: str = "auto",
-    cache_rows: int | None = None,
+    cache_rows: int | KvMemory | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> TransformersModel:
@@ -45,7 +46,8 @@ def load_model(
         dtype: of weights, cache and arithmetic; logits are chosen from in float32 or float64.
             "auto" is bfloat16 on a GPU and float32 elsewhere.
         device: "cpu", "cuda", "cuda:N"; "auto" takes a GPU where there is one.
-        cache_rows: rows of key-value cache; None plans them from the memory.
+        cache_rows: rows of key-value cache, or the memory that they may take; None plans them
+            from what is free.
         threads: of this process's torch; None leaves them.
         progress: called while files are downloaded.
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from specedge_p2p.errors import ClearError
+from specedge_p2p.lm.prefix import PageName
 from specedge_p2p.noise import NoiseKey
 
 TokenIds = npt.NDArray[np.int32]
@@ -51,6 +52,21 @@ class ModelInfo:
     dtype: str
     fingerprint: bytes
     """BLAKE2b-16 over config and weight-file names, sizes and first bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheInfo:
+    """How large a model's cache is.
+
+    Args:
+        num_rows: rows over all sequences.
+        page_rows: rows of a page: a sequence takes whole pages, and full ones can be shared.
+        can_share: whether `share_prefix` and `adopt_prefix` do anything.
+    """
+
+    num_rows: int
+    page_rows: int = 1
+    can_share: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +110,11 @@ class LanguageModel(Protocol):
     def info(self) -> ModelInfo: ...
 
     @property
+    def cache(self) -> CacheInfo: ...
+
+    @property
     def num_free_rows(self) -> int:
-        """Rows that can still be written before `OutOfCache`."""
+        """Rows that can still be written before `OutOfCache`: those of pages that nobody holds."""
         ...
 
     def add_sequence(self, sequence: int, sampling: SamplingParams, key: NoiseKey) -> None:
@@ -104,6 +123,23 @@ class LanguageModel(Protocol):
 
     def drop_sequence(self, sequence: int) -> None:
         """Free a sequence's rows; unknown handles are ignored."""
+        ...
+
+    def share_prefix(self, sequence: int, names: Sequence[PageName]) -> None:
+        """Let others adopt the first pages of a sequence's prefix, a name for each.
+
+        Raises ValueError when the prefix does not fill so many pages. A model that cannot share
+        does nothing.
+        """
+        ...
+
+    def adopt_prefix(self, sequence: int, names: Sequence[PageName]) -> int:
+        """Lengthen a prefix by pages that were shared under these names; returns the new rows.
+
+        `names` are those of the sequence's own pages from the first one on. Taken is what follows
+        the pages that it has, up to the first name that is not known; nothing unless the prefix
+        ends with a page and the tail is empty. Nothing is copied.
+        """
         ...
 
     def num_prefix_rows(self, sequence: int) -> int: ...

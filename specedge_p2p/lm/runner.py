@@ -1,16 +1,21 @@
 """A transformers model behind the port: chunks, trees and plain rows in one ragged forward."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from specedge_p2p.lm.free_memory import free_memory
 from specedge_p2p.lm.kv_cache import KvCache
+from specedge_p2p.lm.kv_memory import KvMemory, plan_cache
 from specedge_p2p.lm.pages import PAGE_ROWS, CachedSequence, PagePool
 from specedge_p2p.lm.ports import (
+    CacheInfo,
     Children,
     ModelError,
     ModelInfo,
@@ -19,6 +24,7 @@ from specedge_p2p.lm.ports import (
     SamplingParams,
     TokenIds,
 )
+from specedge_p2p.lm.prefix import PageName
 from specedge_p2p.lm.rows import check_batch, check_compaction, check_rows
 from specedge_p2p.lm.sampling import Draws, choose_tokens, rank_children
 from specedge_p2p.lm.tree_attention import AttentionProbe, PagedAttention, PlannedRows
@@ -31,10 +37,16 @@ class TransformersModel:
     Args:
         model: a causal language model built with `register_attention()`'s name.
         info: what it is.
-        cache_rows: rows of cache; rounded up to whole pages. None: see `plan_cache_rows`.
+        cache_rows: rows of cache, rounded up to whole pages; or the memory that they may take,
+            None for a share of what is free: see `kv_memory.plan_cache`.
+
+    Raises:
+        ModelError: for a model that cannot be run here, or too little memory for its cache.
     """
 
-    def __init__(self, model: torch.nn.Module, info: ModelInfo, cache_rows: int | None) -> None:
+    def __init__(
+        self, model: torch.nn.Module, info: ModelInfo, cache_rows: int | KvMemory | None
+    ) -> None:
         self._model = model.eval()
         self._info = info
         self._like = next(model.parameters())
@@ -42,11 +54,15 @@ class TransformersModel:
         if "logits_to_keep" not in inspect.signature(forward).parameters:
             raise ModelError(f"{info.name}: its forward computes no chosen logits: not supported")
         self._shape, self._heads_per_kv = self._probe()
-        row_bytes = self._shape.row_bytes(self._like.dtype)
-        if cache_rows is None:
-            cache_rows = plan_cache_rows(row_bytes, info.max_context, self._like.device)
+        if not isinstance(cache_rows, int):
+            row_bytes = self._shape.row_bytes(self._like.dtype)
+            free = free_memory(self._like.device)
+            plan = plan_cache(row_bytes, info.max_context, free, cache_rows)
+            cache_rows = plan.num_rows
+            self._info = replace(info, max_context=plan.max_context)
         num_pages = -(-cache_rows // PAGE_ROWS)
         self._pool = PagePool(num_pages)
+        self._cache_info = CacheInfo(num_pages * PAGE_ROWS, PAGE_ROWS, can_share=True)
         self._cache = KvCache(
             self._shape, num_pages * PAGE_ROWS, self._like.dtype, self._like.device
         )
@@ -55,6 +71,10 @@ class TransformersModel:
     @property
     def info(self) -> ModelInfo:
         return self._info
+
+    @property
+    def cache(self) -> CacheInfo:
+        return self._cache_info
 
     @property
     def num_free_rows(self) -> int:
@@ -69,6 +89,12 @@ class TransformersModel:
     def drop_sequence(self, sequence: int) -> None:
         if state := self._sequences.pop(sequence, None):
             self._pool.give_back(state.pages)
+
+    def share_prefix(self, sequence: int, names: Sequence[PageName]) -> None:
+        self._open(sequence).share(names, self._pool)
+
+    def adopt_prefix(self, sequence: int, names: Sequence[PageName]) -> int:
+        return self._open(sequence).adopt(names, self._pool)
 
     def num_prefix_rows(self, sequence: int) -> int:
         return self._open(sequence).num_prefix
@@ -138,13 +164,14 @@ class TransformersModel:
             first += len(rows.token_ids)
         ids, positions, outputs = self._flat(entries)
         attention = PagedAttention(self._cache, entries, self._heads_per_kv, self._like)
-        result = self._model(
-            input_ids=ids,
-            position_ids=positions,
-            use_cache=False,
-            logits_to_keep=outputs,
-            layer_attention=attention,
-        )
+        with _clear_errors():
+            result = self._model(
+                input_ids=ids,
+                position_ids=positions,
+                use_cache=False,
+                logits_to_keep=outputs,
+                layer_attention=attention,
+            )
         for rows in batch:
             state = self._sequences[rows.sequence]
             if rows.visible is None:
@@ -192,15 +219,22 @@ class TransformersModel:
         return Draws(sampling, keys, positions)
 
 
-def plan_cache_rows(row_bytes: int, max_context: int, device: torch.device) -> int:
-    """Rows of cache that fit: 80 % of a GPU's free memory, or 1 GiB beside other programs.
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """What a forward may raise, so that only who asked for it is hurt.
 
-    Never more than 64 full contexts, never less than one.
+    No memory for the activations is met as a full cache is: with fewer rows. After an error of the
+    device itself nothing can be computed any more, and the process has to die of it.
     """
-    budget = 1 << 30
-    if device.type == "cuda":
-        budget = int(torch.cuda.mem_get_info(device)[0] * 0.8)
-    return max(max_context, min(budget // row_bytes, 64 * max_context))
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfCache("no memory is left for the forward") from error
+    except torch.AcceleratorError:
+        raise
+    except RuntimeError as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ModelError(f"the forward failed: {line}") from error
 
 
 def _ends(batch: Sequence[Rows]) -> list[int]:

@@ -16,48 +16,22 @@ import numpy as np
 import numpy.typing as npt
 
 from specedge_p2p.lm.choosing import choose_token, rank_children
+from specedge_p2p.lm.pages import PagePool
 from specedge_p2p.lm.ports import (
+    CacheInfo,
     Children,
     ModelInfo,
-    OutOfCache,
     Rows,
     SamplingParams,
     TokenIds,
 )
+from specedge_p2p.lm.prefix import PageName
 from specedge_p2p.lm.rows import check_batch, check_compaction, check_rows, visible_slots
-from specedge_p2p.lm.toy_text import BOS, EOS
+from specedge_p2p.lm.toy_hashes import Floats, Words, advance, first_values, mix, row_logits
+from specedge_p2p.lm.toy_hashes import ToyParams as ToyParams
+from specedge_p2p.lm.toy_text import EOS
 from specedge_p2p.lm.toy_text import ToyText as ToyText
 from specedge_p2p.noise import NoiseKey
-
-_MASK = (1 << 64) - 1
-_STEP = 0x9E3779B97F4A7C15
-_UNREACHABLE = -60.0
-
-Words = npt.NDArray[np.uint64]
-Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class ToyParams:
-    """Which function of the tokens the logits are.
-
-    Args:
-        vocab_size: tokens; 0 is the beginning and is never chosen, 1 is the end of sequence.
-        seed: models of one seed agree, up to `perturbation`.
-        sharpness: spread of the logits; at 2 the best token has a probability of about 0.65.
-        eos_bias: added to the logit of the end of sequence.
-        perturbation: spread of what is added to the logits: how unskilled a draft model is. With
-            the other values as they are, it agrees with the unperturbed model on 0.89, 0.82, 0.71,
-            0.57, 0.29 of the greedy tokens at 0.3, 0.5, 0.8, 1.2, 2.5.
-        perturbation_seed: which perturbation.
-    """
-
-    vocab_size: int = 32
-    seed: int = 0
-    sharpness: float = 2.0
-    eos_bias: float = -8.0
-    perturbation: float = 0.0
-    perturbation_seed: int = 1
 
 
 @dataclass(slots=True)
@@ -68,14 +42,36 @@ class _Sequence:
     num_prefix: int = 0
     values: Words = field(default_factory=lambda: np.zeros((0, 2), np.uint64))  # [tail, 2]
     positions: TokenIds = field(default_factory=lambda: np.zeros(0, np.int32))  # [tail]
+    pages: list[int] = field(default_factory=list)
+    page_sums: list[Words] = field(default_factory=list)
+    """The sums after each full page of the prefix: what another sequence needs to go on there."""
 
     @property
     def num_tail(self) -> int:
         return len(self.values)
 
+    @property
+    def num_rows(self) -> int:
+        return self.num_prefix + self.num_tail
+
+    def append(self, values: Words, page_rows: int) -> None:
+        """Lengthen the prefix by rows with these values, [T, 2]."""
+        sums = self.sums + np.cumsum(values, axis=0, dtype=np.uint64)
+        first_end = page_rows - 1 - self.num_prefix % page_rows
+        self.page_sums.extend(sums[first_end::page_rows])
+        self.num_prefix += len(values)
+        if len(values):
+            self.sums = sums[-1]
+
 
 class ToyModel:
-    """The port `LanguageModel` on hashes."""
+    """The port `LanguageModel` on hashes.
+
+    Args:
+        cache_rows: over all sequences, rounded down to whole pages.
+        page_rows: rows of a page; more than 1, and pages are shared.
+        strict: refuse rows whose visible positions have a gap.
+    """
 
     def __init__(
         self,
@@ -84,10 +80,14 @@ class ToyModel:
         name: str = "toy",
         max_context: int = 4096,
         cache_rows: int = 1 << 20,
+        page_rows: int = 1,
         strict: bool = True,
     ) -> None:
         self._params = params or ToyParams()
-        self._cache_rows = cache_rows
+        num_pages = cache_rows // page_rows
+        self._cache = CacheInfo(num_pages * page_rows, page_rows, can_share=page_rows > 1)
+        self._pool = PagePool(num_pages)
+        self._sums_by_page: dict[int, Words] = {}
         self._strict = strict
         self._sequences: dict[int, _Sequence] = {}
         self._info = ModelInfo(
@@ -104,9 +104,12 @@ class ToyModel:
         return self._info
 
     @property
+    def cache(self) -> CacheInfo:
+        return self._cache
+
+    @property
     def num_free_rows(self) -> int:
-        used = sum(s.num_prefix + s.num_tail for s in self._sequences.values())
-        return self._cache_rows - used
+        return self._pool.num_free * self._cache.page_rows
 
     def add_sequence(self, sequence: int, sampling: SamplingParams, key: NoiseKey) -> None:
         if sequence in self._sequences:
@@ -114,7 +117,31 @@ class ToyModel:
         self._sequences[sequence] = _Sequence(sampling, key)
 
     def drop_sequence(self, sequence: int) -> None:
-        self._sequences.pop(sequence, None)
+        if state := self._sequences.pop(sequence, None):
+            self._pool.give_back(state.pages)
+
+    def share_prefix(self, sequence: int, names: Sequence[PageName]) -> None:
+        if not self._cache.can_share:
+            return
+        state = self._open(sequence)
+        if len(names) > len(state.page_sums):
+            raise ValueError(f"{len(names)} pages shared of a prefix of {state.num_prefix} rows")
+        pages = state.pages[: len(names)]
+        self._pool.share(pages, names)
+        self._sums_by_page.update(zip(pages, state.page_sums, strict=False))
+
+    def adopt_prefix(self, sequence: int, names: Sequence[PageName]) -> int:
+        state = self._open(sequence)
+        if state.num_tail or state.num_prefix % self._cache.page_rows:
+            return 0
+        pages = self._pool.adopt(names[len(state.pages) :])
+        if pages:
+            state.pages += pages
+            state.page_sums += [self._sums_by_page[page] for page in pages]
+            state.sums = state.page_sums[-1]
+        num_rows = len(pages) * self._cache.page_rows
+        state.num_prefix += num_rows
+        return num_rows
 
     def num_prefix_rows(self, sequence: int) -> int:
         return self._open(sequence).num_prefix
@@ -145,9 +172,14 @@ class ToyModel:
     def compact(self, sequence: int, commit: Sequence[int], keep: Sequence[int] = ()) -> None:
         state = self._open(sequence)
         check_compaction(state.num_tail, commit, keep)
-        state.sums = state.sums + state.values[list(commit)].sum(axis=0, dtype=np.uint64)
-        state.num_prefix += len(commit)
+        state.append(state.values[list(commit)], self._cache.page_rows)
         state.values, state.positions = state.values[list(keep)], state.positions[list(keep)]
+        num_pages = self._num_pages(state.num_rows)
+        self._pool.give_back(state.pages[num_pages:])
+        del state.pages[num_pages:]
+
+    def _num_pages(self, num_rows: int) -> int:
+        return -(-num_rows // self._cache.page_rows)
 
     def _open(self, sequence: int) -> _Sequence:
         try:
@@ -178,35 +210,43 @@ class ToyModel:
             check_rows(rows, state)
             if self._strict:
                 _check_positions(rows, state)
-        num_rows = sum(len(rows.token_ids) for rows in batch)
-        if num_rows > self.num_free_rows:
-            raise OutOfCache(f"{num_rows} rows wanted, {self.num_free_rows} free")
+        self._take_pages(batch)
         return [self._write(rows, self._sequences[rows.sequence]) for rows in batch]
 
+    def _take_pages(self, batch: Sequence[Rows]) -> None:
+        states = [self._sequences[rows.sequence] for rows in batch]
+        missing = [
+            self._num_pages(state.num_rows + len(rows.token_ids)) - len(state.pages)
+            for state, rows in zip(states, batch, strict=True)
+        ]
+        pages = self._pool.take(sum(missing))
+        for state, num_pages in zip(states, missing, strict=True):
+            state.pages += pages[:num_pages]
+            del pages[:num_pages]
+
     def _write(self, rows: Rows, state: _Sequence) -> Floats:
-        first = _first_values(self._params, rows.token_ids, rows.positions)
+        first = first_values(self._params, rows.token_ids, rows.positions)
         seen = None
         if rows.visible is not None:
             seen = visible_slots(rows.visible, state.num_tail + len(first))
-        second = _mix(_sum_seen(first, seen, state, 0) ^ _mix(first + np.uint64(1)))
+        second = mix(_sum_seen(first, seen, state, 0) ^ mix(first + np.uint64(1)))
         total = _sum_seen(second, seen, state, 1)
         values = np.stack([first, second], axis=1)
         if seen is None:
-            state.sums = state.sums + values.sum(axis=0, dtype=np.uint64)
-            state.num_prefix += len(first)
+            state.append(values, self._cache.page_rows)
         else:
             state.values = np.concatenate([state.values, values])
             state.positions = np.concatenate([state.positions, rows.positions])
         start = len(first) - rows.num_outputs
-        return _logits(self._params, _mix(total[start:] ^ _mix(second[start:] + np.uint64(2))))
+        return row_logits(self._params, mix(total[start:] ^ mix(second[start:] + np.uint64(2))))
 
 
 def toy_logits(params: ToyParams, token_ids: Sequence[int]) -> Floats:
     """Logits float64 [V] after the last token, without cache, slots or masks."""
     sum_first = sum_second = state = 0
     for position, token in enumerate(token_ids):
-        sum_first, sum_second, state = _advance(params, (sum_first, sum_second), token, position)
-    logits: Floats = _logits(params, np.array([state], np.uint64))[0]
+        sum_first, sum_second, state = advance(params, (sum_first, sum_second), token, position)
+    logits: Floats = row_logits(params, np.array([state], np.uint64))[0]
     return logits
 
 
@@ -225,24 +265,13 @@ def toy_decode(
     sum_first = sum_second = state = 0
     for position in range(len(prompt_ids) + max_tokens):
         if position >= len(prompt_ids):
-            logits = _logits(params, np.array([state], np.uint64))[0]
+            logits = row_logits(params, np.array([state], np.uint64))[0]
             tokens.append(choose_token(logits, sampling, key, position))
             if tokens[-1] == EOS:
                 break
         sums = (sum_first, sum_second)
-        sum_first, sum_second, state = _advance(params, sums, tokens[position], position)
+        sum_first, sum_second, state = advance(params, sums, tokens[position], position)
     return tokens[len(prompt_ids) :]
-
-
-def _advance(
-    params: ToyParams, sums: tuple[int, int], token: int, position: int
-) -> tuple[int, int, int]:
-    """One token further: the sums of both values and the state that the logits are a hash of."""
-    first = _mix_int(token * _STEP + _mix_int(position * _STEP + params.seed))
-    sum_first = (sums[0] + first) & _MASK
-    second = _mix_int(sum_first ^ _mix_int(first + 1))
-    sum_second = (sums[1] + second) & _MASK
-    return sum_first, sum_second, _mix_int(sum_second ^ _mix_int(second + 2))
 
 
 def _check_positions(rows: Rows, state: _Sequence) -> None:
@@ -270,43 +299,3 @@ def _sum_seen(
     tail = np.concatenate([state.values[:, layer], values])
     sums: Words = prefix + np.where(seen, tail, np.uint64(0)).sum(axis=1, dtype=np.uint64)
     return sums
-
-
-def _first_values(params: ToyParams, token_ids: TokenIds, positions: TokenIds) -> Words:
-    step = np.uint64(_STEP)
-    places = _mix(positions.astype(np.uint64) * step + np.uint64(params.seed))
-    return _mix(token_ids.astype(np.uint64) * step + places)
-
-
-def _logits(params: ToyParams, states: Words) -> Floats:
-    """Float64 [R, V] from the states [R]."""
-    logits = params.sharpness * _spread(states, 3, params.vocab_size)
-    if params.perturbation:
-        stream = 4 + params.perturbation_seed
-        logits += params.perturbation * _spread(states, stream, params.vocab_size)
-    logits[:, BOS] = _UNREACHABLE
-    logits[:, EOS] += params.eos_bias
-    return logits
-
-
-def _spread(states: Words, stream: int, vocab_size: int) -> Floats:
-    """Independent Gumbel numbers [R, V], a function of state, stream and token."""
-    tokens = np.arange(vocab_size, dtype=np.uint64) * np.uint64(_STEP)
-    mixed = _mix(_mix(states + np.uint64(stream))[:, None] ^ tokens)
-    uniform = ((mixed >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
-    numbers: Floats = -np.log(-np.log(uniform))
-    return numbers
-
-
-def _mix(x: Words) -> Words:
-    """The finaliser of SplitMix64, modulo 2**64."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _mix_int(x: int) -> int:
-    x &= _MASK
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
-    return x ^ (x >> 31)

@@ -2,7 +2,16 @@
 
 from collections.abc import Sequence
 
-from specedge_p2p.lm.ports import Children, LanguageModel, ModelInfo, Rows, SamplingParams, TokenIds
+from specedge_p2p.lm.ports import (
+    CacheInfo,
+    Children,
+    LanguageModel,
+    ModelInfo,
+    Rows,
+    SamplingParams,
+    TokenIds,
+)
+from specedge_p2p.lm.prefix import PageName
 from specedge_p2p.noise import NoiseKey
 
 
@@ -17,6 +26,10 @@ class WrappedModel:
         return self._model.info
 
     @property
+    def cache(self) -> CacheInfo:
+        return self._model.cache
+
+    @property
     def num_free_rows(self) -> int:
         return self._model.num_free_rows
 
@@ -25,6 +38,12 @@ class WrappedModel:
 
     def drop_sequence(self, sequence: int) -> None:
         self._model.drop_sequence(sequence)
+
+    def share_prefix(self, sequence: int, names: Sequence[PageName]) -> None:
+        self._model.share_prefix(sequence, names)
+
+    def adopt_prefix(self, sequence: int, names: Sequence[PageName]) -> int:
+        return self._model.adopt_prefix(sequence, names)
 
     def num_prefix_rows(self, sequence: int) -> int:
         return self._model.num_prefix_rows(sequence)

@@ -7,11 +7,12 @@ import pytest
 
 from coordinator.engine.core import EngineCore
 from coordinator.engine.measure import StepPrice
+from coordinator.engine.messages import Preempted
 from coordinator.engine.settings import EngineLimits
-from specedge_p2p.lm.ports import ModelError, Rows, TokenIds
+from specedge_p2p.lm.ports import ModelError, OutOfCache, Rows, TokenIds
 from specedge_p2p.lm.toy import ToyModel, ToyParams
 from specedge_p2p.lm.toy_text import EOS
-from tests.support.cores import PARAMS, PROMPT, Clock, decode, make_core, only, started
+from tests.support.cores import PARAMS, PROMPT, Clock, decode, make_core, make_run, started
 from tests.support.engine import Run, batch, open_session, vertices
 
 # --- refusals and bounds -------------------------------------------------------------------------
@@ -93,41 +94,83 @@ def test_law7_bounded_tree_indices() -> None:
 # --- a full cache and a model that fails ---------------------------------------------------------
 
 
+LONG = 100
+FULL = len(PROMPT) + LONG - 1
+"""Rows of one session that runs to its end."""
+
+
+def two_long_sessions() -> Run:
+    """On a cache for one; both have their first token."""
+    run = make_run(cache_rows=FULL)
+    for session in (1, 2):
+        run.open(open_session(session, PROMPT, max_tokens=LONG))
+    run.step(batch([1, 2]))
+    return run
+
+
 def test_a_full_cache_costs_trees_first() -> None:
-    right = decode(PROMPT)
-    run = started(cache_rows=len(PROMPT) + 3)
-    run.core.handle(vertices(1, 3, len(PROMPT) + 1, right[1:9]))
-    result = only(run.step(batch([1], sources=[3], max_rows=8)).results)
-    assert (result.num_rows, result.token_ids) == (0, right[1:2])
-    assert run.core.take_failures() == []
-
-
-def test_a_full_cache_then_costs_the_youngest_session() -> None:
-    run = started((1, 2), cache_rows=2 * len(PROMPT) + 6)
-    while not (failures := run.core.take_failures()):
+    right = decode(PROMPT, LONG)
+    run = two_long_sessions()
+    for _ in range(FULL // 2 - len(PROMPT) - 1):
         run.step(batch([1, 2], max_rows=0))
-    assert [(f.session, f.code) for f in failures] == [(2, "out_of_cache")]
-    run.finish[2] = "failed"
-    assert len(run.tokens[1]) > len(PROMPT) + 3
-    num_before = len(run.tokens[1])
-    run.step(batch([1, 2], max_rows=0))
-    assert len(run.tokens[1]) == num_before + 1
-    run.step(batch([1], max_rows=0))
-    assert run.tokens[1] == (PROMPT + decode(PROMPT))[: num_before + 2]
+    at = len(run.tokens[1]) - len(PROMPT)
+    run.core.handle(vertices(1, 3, len(PROMPT) + at, right[at : at + 8]))
+    done = run.step(batch([1, 2], sources=[3], max_rows=8))
+    assert [(r.num_rows, r.token_ids) for r in done.results] == [(0, right[at : at + 1])] * 2
+    assert not done.preempted
 
 
-def test_prompts_that_wait_count_as_taken() -> None:
-    core = make_core(cache_rows=2 * len(PROMPT) - 1)
-    core.handle(open_session(1, PROMPT))
-    core.handle(open_session(2, PROMPT))
-    assert [(f.session, f.code) for f in core.take_failures()] == [(2, "out_of_cache")]
+def test_a_full_cache_then_costs_the_youngest_session_time() -> None:
+    run = two_long_sessions()
+    while not (lost := run.step(batch([1, 2], max_rows=0)).preempted):
+        assert run.live() == [1, 2]
+    assert lost == [Preempted(2, len(run.tokens[2]))]
+    assert len(run.tokens[1]) == len(run.tokens[2]) + 1
+    run.finish_all(max_rows=0)
+    assert run.core.take_failures() == []
+    assert run.tokens == dict.fromkeys((1, 2), PROMPT + decode(PROMPT, LONG))
 
 
-def test_the_last_session_fails_too_when_nothing_fits() -> None:
-    run = started(cache_rows=len(PROMPT))
-    done = run.step(batch([1]))
-    assert done.results == []
-    assert [f.code for f in run.core.take_failures()] == ["out_of_cache"]
+def test_prompts_wait_for_room_and_the_oldest_goes_first() -> None:
+    run = make_run(cache_rows=len(PROMPT) + 15)
+    lengths = {1: 7, 2: 7, 3: 7, 4: 2}
+    for session, length in lengths.items():
+        run.open(open_session(session, PROMPT[:length], max_tokens=16))
+    first_seen: list[int] = []
+    while run.live():
+        done = run.step(batch(run.live()[::-1]))
+        first_seen += [r.session for r in done.results if r.from_position == lengths[r.session]]
+        assert not done.preempted
+    assert first_seen == [1, 2, 3, 4]  # nobody slips past, however short the prompt
+    for session, length in lengths.items():
+        assert run.tokens[session] == PROMPT[:length] + decode(PROMPT[:length])
+
+
+class Cramped(ToyModel):
+    """Has no memory for forwards of more than a few rows, however many are free in its cache."""
+
+    def choose(self, batch: Sequence[Rows]) -> list[TokenIds]:
+        if sum(len(rows.token_ids) for rows in batch) > len(PROMPT):
+            raise OutOfCache("no memory is left for the forward")
+        return super().choose(batch)
+
+
+def test_a_forward_without_memory_is_made_smaller_and_ends_nobody_who_fits() -> None:
+    run = Run(EngineCore(Cramped(PARAMS), Clock()))
+    run.open(open_session(1, PROMPT))
+    run.open(open_session(2, PROMPT[:3]))
+    run.open(open_session(3, PROMPT * 2))
+    for _ in range(100):
+        run.step(batch(run.live()))
+        for failure in run.core.take_failures():
+            assert (failure.session, failure.code) == (3, "out_of_cache")
+            assert "no memory is left" in failure.text
+            run.finish[3] = "failed"
+        if not run.live():
+            break
+    assert run.finish == {1: "length", 2: "length", 3: "failed"}
+    assert run.tokens[1] == PROMPT + decode(PROMPT)
+    assert run.tokens[2] == PROMPT[:3] + decode(PROMPT[:3])
 
 
 class FailingModel(ToyModel):
@@ -194,10 +237,13 @@ def test_a_failed_step_that_wrote_rows_is_not_built_upon() -> None:
     run.core.handle(vertices(1, 5, len(PROMPT) + 1, right[1:4]))  # 1 has a tail, 3 a plain row
     model.bad, model.spoils = 2, True
     run.step(batch([1, 2, 3], sources=[5], hit_rates=[0, 0, 0], row_price=0.01))
-    assert {f.session for f in run.core.take_failures()} == {2, 3}
-    run.finish[2] = run.finish[3] = "failed"
+    assert run.core.take_failures() == []
+    run.step(batch([1, 2, 3]))  # 2 and 3 are prefilled again, and 2 fails by itself
+    assert [(f.session, f.code) for f in run.core.take_failures()] == [(2, "model_error")]
+    run.finish[2] = "failed"
     run.finish_all()
-    assert run.tokens[1] == PROMPT + right
+    for session in (1, 3):
+        assert run.tokens[session] == PROMPT + right
 
 
 def test_ready_says_what_the_model_is() -> None:

@@ -13,7 +13,6 @@ from coordinator.engine.packing import (
     judge_first,
     plain,
     prefill_rows,
-    share_prefill,
     tree_rows,
 )
 from specedge_p2p.tree.binding import BoundRows
@@ -116,16 +115,3 @@ def test_a_cut_keeps_what_stands_before_the_end(
         assert finish == "length"
     else:
         assert (finish, kept) == ("", tokens)
-
-
-@given(missing=st.lists(st.integers(1, 50), max_size=8), budget=st.integers(-5, 200))
-def test_prefill_shares_never_pass_the_budget_and_leave_no_gap(
-    missing: list[int], budget: int
-) -> None:
-    shares = share_prefill(missing, budget)
-    assert sum(shares) == min(sum(missing), max(budget, 0))
-    behind_a_partial_share = False
-    for share, wanted in zip(shares, missing, strict=True):
-        assert 0 <= share <= wanted
-        assert not (behind_a_partial_share and share)
-        behind_a_partial_share = behind_a_partial_share or share < wanted

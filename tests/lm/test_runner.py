@@ -9,7 +9,7 @@ import torch
 from specedge_p2p.lm.kv_cache import CacheShape, KvCache
 from specedge_p2p.lm.pages import PAGE_ROWS, CachedSequence, PagePool
 from specedge_p2p.lm.ports import ModelError, ModelInfo, OutOfCache, Rows, SamplingParams
-from specedge_p2p.lm.runner import TransformersModel, plan_cache_rows
+from specedge_p2p.lm.runner import TransformersModel
 from specedge_p2p.lm.tree_attention import ATTENTION_NAME, attend
 from tests.support.tiny_llama import VOCAB_SIZE, tiny_llama, tiny_runner
 
@@ -96,13 +96,6 @@ def test_law7_bounded_pages_are_lent_and_come_back() -> None:
     state.num_prefix = PAGE_ROWS
     pool.give_back(state.shrink())
     assert (pool.num_free, len(state.physical)) == (3, PAGE_ROWS)
-
-
-def test_the_cache_is_planned_from_memory() -> None:
-    cpu = torch.device("cpu")
-    assert plan_cache_rows(1 << 20, 100, cpu) == 1024
-    assert plan_cache_rows(1 << 30, 100, cpu) == 100
-    assert plan_cache_rows(1, 100, cpu) == 6400
 
 
 def test_attention_that_is_not_computed_here_is_refused() -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from specedge_p2p.lm.ports import (
     MAX_TAIL_SLOTS,
+    CacheInfo,
     Children,
     ModelInfo,
     OutOfCache,
@@ -24,6 +25,7 @@ from specedge_p2p.lm.ports import (
     SamplingParams,
     TokenIds,
 )
+from specedge_p2p.lm.prefix import PageName
 from specedge_p2p.noise import NoiseKey
 from tests.simulator.traces import BRANCH_WIDTH, Trace
 
@@ -74,6 +76,10 @@ class TraceModel:
         return self._info
 
     @property
+    def cache(self) -> CacheInfo:
+        return CacheInfo(self._cache_rows)
+
+    @property
     def num_free_rows(self) -> int:
         return self._cache_rows - self._num_rows
 
@@ -86,6 +92,12 @@ class TraceModel:
         state = self._sequences.pop(sequence, None)
         if state is not None:
             self._num_rows -= state.num_prefix + len(state.tail)
+
+    def share_prefix(self, sequence: int, names: Sequence[PageName]) -> None:
+        """Nothing is shared."""
+
+    def adopt_prefix(self, sequence: int, names: Sequence[PageName]) -> int:
+        return 0
 
     def num_prefix_rows(self, sequence: int) -> int:
         return self._sequences[sequence].num_prefix
