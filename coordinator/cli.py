@@ -79,6 +79,14 @@ def serve(
     dtype: Annotated[Dtype, typer.Option(help="Arithmetic of the target model.")] = Dtype.auto,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto takes a GPU.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")] = 1,
+    kv_memory: Annotated[
+        str,
+        typer.Option(
+            help="Memory of the key-value cache: 8GiB, 500MB, or 50% of what is free. "
+            "Default: 80% of a GPU's free memory, 25% elsewhere.",
+            metavar="SIZE|SHARE",
+        ),
+    ] = "",
     max_sessions: Annotated[int, typer.Option(min=1, max=4096, help="Live sessions.")] = 64,
     engine_draft: Annotated[
         str,
@@ -154,8 +162,11 @@ def serve(
         from coordinator.main import run_coordinator
         from coordinator.settings import CoordinatorSettings, Limits, Lockstep, parse_tree
         from specedge_p2p.lm.emulated import load_profile
+        from specedge_p2p.lm.kv_memory import KvMemory
         from specedge_p2p.wire.messages import GrowthWishes
 
+        if kv_memory:
+            KvMemory.parse(kv_memory)  # a mistake shows before anything is loaded
         if emulate:
             load_profile(emulate).step_cost()  # a mistake shows before anything is loaded
         if host not in LOOPBACK and not (require_keys or public):
@@ -170,6 +181,7 @@ def serve(
             dtype=dtype.value,
             device=device,
             threads=threads,
+            kv_memory=kv_memory,
             step_floor_s=step_floor,
             emulate=emulate,
             stretch=stretch,

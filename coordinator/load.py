@@ -43,6 +43,8 @@ class Load:
         self.num_levels = 0
         self.num_level_rows = 0
         self.level_s = 0.0
+        self.num_preempted = 0
+        self.num_reused_rows = 0
         self.engine_s = 0.0
         self.padding = PaddingTotals()
 
@@ -91,6 +93,8 @@ class Load:
         self.num_levels += step.num_levels
         self.num_level_rows += step.num_level_rows
         self.level_s += step.level_s
+        self.num_preempted += len(step.preempted)
+        self.num_reused_rows += step.num_reused_rows
         self.engine_s += busy_s
         self.padding.add(step)
         self._recent.append(_Step(self._clock(), num_tokens, busy_s, step.num_levels))

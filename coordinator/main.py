@@ -131,6 +131,7 @@ async def _running_engine(settings: CoordinatorSettings) -> AsyncIterator[Proces
             dtype=settings.dtype,
             device=settings.device,
             threads=settings.threads,
+            kv_memory=settings.kv_memory,
             step_floor_s=settings.step_floor_s,
             emulate=settings.emulate,
             stretch=settings.stretch,

@@ -85,6 +85,8 @@ def _engine(engine: EngineView) -> Iterator[Metric]:
         ("engine_levels", "Levels of the engine's own draft model", engine.num_levels),
         ("engine_level_rows", "Rows in them", engine.num_level_rows),
         ("engine_level_seconds", "Time in them", engine.level_s),
+        ("preempted_sessions", "Sessions that a full cache made wait", engine.num_preempted),
+        ("reused_rows", "Prompt rows shared instead of computed", engine.num_reused_rows),
     )
     rates = GaugeMetricFamily(
         "specedge_ngram_hit_ratio", "Share of n-gram guesses that are right", labels=("order",)

@@ -102,6 +102,7 @@ class CoordinatorSettings:
         home: folder of the identity.
         database_url: a SQLite file or a PostgreSQL URL.
         engine_draft: the engine's own draft model, "" for none.
+        kv_memory: memory of the target's cache; see EngineSettings.
         emulate, stretch: the device that the engine's forwards are padded to; see lm/emulated.py.
     """
 
@@ -112,6 +113,7 @@ class CoordinatorSettings:
     dtype: Dtype = "auto"
     device: str = "auto"
     threads: int = 1
+    kv_memory: str = ""
     step_floor_s: float = 0.0
     emulate: str = ""
     stretch: float = 1.0

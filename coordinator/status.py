@@ -101,6 +101,8 @@ class Status:
             num_levels=load.num_levels,
             num_level_rows=load.num_level_rows,
             level_s=load.level_s,
+            num_preempted=load.num_preempted,
+            num_reused_rows=load.num_reused_rows,
         )
 
     def _node(self, node: NodeLink) -> NodeView:

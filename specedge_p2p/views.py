@@ -89,6 +89,10 @@ class EngineView:
     num_level_rows: int = 0
     level_s: float = 0.0
     """Time spent in levels since the start."""
+    num_preempted: int = 0
+    """Times that a session's rows had to give way in a full cache."""
+    num_reused_rows: int = 0
+    """Rows of prompts that were shared instead of computed."""
 
 
 @dataclass(frozen=True, slots=True)

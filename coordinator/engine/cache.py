@@ -113,6 +113,7 @@ class TargetCache:
             self._adopt(session)
             num_wanted = self._in_pages(session.num_missing_rows)
             if (running or let_in) and reserved + num_wanted > self._model.num_free_rows:
+                self._num_reused_rows -= session.num_rows  # they only waited
                 self._release(session)
                 break  # a younger one with a shorter prompt would keep it waiting for ever
             reserved += num_wanted + HEADROOM_ROWS

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from coordinator.engine.settings import EngineSettings
 from specedge_p2p.lm.emulated import EmulatedDevice
+from specedge_p2p.lm.kv_memory import KvMemory
 from specedge_p2p.lm.ports import LanguageModel
 
 
@@ -24,15 +25,16 @@ def load_models(settings: EngineSettings) -> EngineModels:
     """Load the real thing; imports torch, so only the child may call it. Raises ModelError."""
     from specedge_p2p.lm.loader import load_model
 
+    wish = KvMemory.parse(settings.kv_memory) if settings.kv_memory else None
     target, *drafts = (
         load_model(
             name,
             dtype=settings.dtype,
             device=settings.device,
-            cache_rows=settings.cache_rows or None,
+            cache_rows=settings.cache_rows or memory,
             threads=settings.threads or None,
         )
-        for name in (settings.model, settings.draft_model)
+        for name, memory in ((settings.model, wish), (settings.draft_model, None))
         if name
     )
     return EngineModels(target, drafts[0] if drafts else None)

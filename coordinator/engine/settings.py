@@ -14,7 +14,9 @@ class EngineSettings:
         model: hub name, folder or the name of a demo model.
         threads: CPU threads of the forward; 0 leaves the choice to the library.
         step_floor_s: every step takes at least this long; stands for a slower device.
-        cache_rows: rows of the key-value cache over all sessions; 0 lets the model choose.
+        cache_rows: rows of the key-value cache over all sessions; 0 plans them from kv_memory.
+        kv_memory: memory of the target's cache, spelt as `KvMemory.parse` has it; "" for a share of
+            what is free.
         max_sessions: sessions the engine holds at once, finished but unclosed ones included.
         draft_model: the engine's own draft model, "" for none.
         emulate: a device profile (name or file) that every forward is padded to, "" for none.
@@ -27,6 +29,7 @@ class EngineSettings:
     threads: int = 0
     step_floor_s: float = 0.0
     cache_rows: int = 0
+    kv_memory: str = ""
     max_sessions: int = 64
     draft_model: str = ""
     emulate: str = ""

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from specedge_p2p.lm.choosing import choose_token
 from specedge_p2p.lm.choosing import rank_children as rank
+from specedge_p2p.lm.pages import PAGE_ROWS
 from specedge_p2p.lm.ports import LanguageModel, OutOfCache, Rows, SamplingParams
+from specedge_p2p.lm.prefix import PageName, PrefixNames
 from specedge_p2p.lm.toy import ToyModel, ToyParams, toy_logits
 from tests.support.tiny_llama import tiny_llama, tiny_runner
 
@@ -54,6 +56,14 @@ def subject(request: pytest.FixtureRequest) -> Subject:
         return TOY
     torch.set_num_threads(1)
     return Subject(lambda rows: tiny_runner(cache_rows=rows), _llama_logits())
+
+
+@pytest.fixture(scope="module")
+def sharing(subject: Subject) -> Subject:
+    """The same, with pages that are shared."""
+    if subject is not TOY:
+        return subject
+    return Subject(lambda rows: ToyModel(cache_rows=rows, page_rows=PAGE_ROWS), TOY.logits)
 
 
 class Shadow:
@@ -294,3 +304,92 @@ def test_levels_grow_below_kept_slots(subject: Subject) -> None:
         first = len(shadow.tail) - len(tokens)
         texts = [shadow.text(first + j) for j in range(len(tokens))]
         assert chosen.tolist() == [shadow.choice(subject.logits, text) for text in texts]
+
+
+def names_of(token_ids: list[int], salt: str = "") -> list[PageName]:
+    return PrefixNames(salt, PAGE_ROWS).of(token_ids, len(token_ids))
+
+
+TEXTS = [[0] + [5 + i // 20] * 20 + list(range(2, 30)) + [7] * 6 for i in range(0, 60, 20)]
+
+
+@given(data=st.data())
+def test_law1_output_shared_prefixes_equal_recomputing(
+    sharing: Subject, data: st.DataObject
+) -> None:
+    """Sequences come, begin with what others have left, grow trees, and go; the cache is small."""
+    model = sharing.make(12 * PAGE_ROWS)
+    shadows: dict[int, Shadow] = {}
+    for sequence in range(data.draw(st.integers(2, 8))):
+        for gone in [s for s in shadows if data.draw(st.booleans())]:
+            model.drop_sequence(gone)
+            del shadows[gone]
+        prompt = data.draw(st.sampled_from(TEXTS))[: data.draw(st.integers(1, 55))]
+        prompt = prompt + data.draw(st.lists(TOKENS, min_size=1, max_size=3))
+        names = names_of(prompt[:-1])
+        shadow = shadows[sequence] = Shadow(PLAIN, bytes([sequence]) * 16)
+        model.add_sequence(sequence, PLAIN, shadow.key)
+        num_known = model.adopt_prefix(sequence, names)
+        assert num_known % PAGE_ROWS == 0
+        assert model.num_prefix_rows(sequence) == num_known < len(prompt)
+        shadow.prefix = prompt[:num_known]
+        try:
+            [[token]] = model.choose([numbered(chunk(shadow, prompt[num_known:], 1), sequence)])
+        except OutOfCache:
+            model.drop_sequence(sequence)
+            del shadows[sequence]
+            continue
+        assert token == shadow.choice(sharing.logits, prompt)
+        for number, other in shadows.items():  # everybody goes on behind what is shared
+            grow_and_keep(model, sharing, number, other, data)
+            full = len(other.prefix) // PAGE_ROWS
+            model.share_prefix(number, names_of(other.prefix)[:full])
+    for sequence in list(shadows):
+        model.drop_sequence(sequence)
+    assert model.num_free_rows == model.cache.num_rows
+
+
+def grow_and_keep(
+    model: LanguageModel, subject: Subject, number: int, shadow: Shadow, data: st.DataObject
+) -> None:
+    tokens, parents = data.draw(tree_rows(0, 5))
+    rows = numbered(shadow.add_tree(tokens, parents), number)
+    try:
+        [chosen] = model.choose([rows])
+    except OutOfCache:
+        shadow.compact([], [])
+        return
+    texts = [shadow.text(i) for i in range(len(tokens))]
+    assert chosen.tolist() == [shadow.choice(subject.logits, text) for text in texts]
+    commit, _ = data.draw(compaction(shadow))
+    model.compact(number, commit)
+    shadow.compact(commit, [])
+
+
+def test_pages_under_another_salt_are_not_found(sharing: Subject) -> None:
+    model = sharing.make(512)
+    shadow = Shadow(PLAIN, KEY)
+    tokens = [0] + [5] * 40
+    for sequence in range(3):
+        model.add_sequence(sequence, PLAIN, KEY)
+    model.choose([chunk(shadow, tokens, 0)])
+    model.share_prefix(0, names_of(tokens, "mine"))
+    assert model.adopt_prefix(1, names_of(tokens, "yours")) == 0
+    assert model.adopt_prefix(1, names_of(tokens, "mine")) == 2 * PAGE_ROWS
+    assert model.adopt_prefix(1, names_of(tokens, "mine")) == 0  # it has them
+    assert model.adopt_prefix(2, names_of(tokens, "mine")[:1]) == PAGE_ROWS
+    assert model.adopt_prefix(2, names_of(tokens, "mine")) == PAGE_ROWS  # and further
+    with pytest.raises(ValueError, match="pages shared"):
+        model.share_prefix(0, names_of(tokens + tokens, "mine"))
+    assert model.num_free_rows == 512 - 3 * PAGE_ROWS
+
+
+def test_a_toy_that_does_not_share_shares_nothing() -> None:
+    model = TOY.make(64)
+    assert (model.cache.page_rows, model.cache.can_share) == (1, False)
+    shadow = Shadow(PLAIN, KEY)
+    for sequence in range(2):
+        model.add_sequence(sequence, PLAIN, KEY)
+    model.choose([chunk(shadow, [0] + [5] * 20, 0)])
+    model.share_prefix(0, names_of(shadow.prefix))
+    assert model.adopt_prefix(1, names_of(shadow.prefix)) == 0

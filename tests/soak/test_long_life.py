@@ -8,6 +8,7 @@ import trio.testing
 
 from coordinator.ledger.memory import MemoryLedger
 from node.receipts import ReceiptBook
+from specedge_p2p.lm.pages import PagePool
 from specedge_p2p.lm.toy import ToyModel, ToyParams
 from specedge_p2p.overlay.memory import MemoryNetwork
 from tests.support.holdings import holdings
@@ -47,7 +48,10 @@ def disturb(swarm: Swarm, batch: int) -> None:
 
 
 async def held(swarm: Swarm) -> dict[str, int]:
-    """What coordinator, engine and nodes hold when all is quiet; ledgers and receipts grow."""
+    """What coordinator, engine and nodes hold when all is quiet.
+
+    Ledgers and receipts grow; a pool of pages remembers the most that were ever lent.
+    """
     await trio.sleep(90)  # longer than a lease is kept for a node that was lost
     assert swarm.coordinator.load.tokens_per_s == 0  # forgets what the window has left behind
     roots = {
@@ -55,7 +59,7 @@ async def held(swarm: Swarm) -> dict[str, int]:
         "engine": swarm.core,
         **{f"node{number}": worker for number, worker in swarm.workers.items()},
     }
-    return holdings(roots, skip=(MemoryLedger, ReceiptBook, MemoryNetwork, Swarm))
+    return holdings(roots, skip=(MemoryLedger, ReceiptBook, MemoryNetwork, Swarm, PagePool))
 
 
 @pytest.mark.soak

@@ -31,6 +31,7 @@ def open_session(
     sampling: SamplingParams = GREEDY,
     seed: int = 0,
     ignore_eos: bool = False,
+    prefix_salt: str = "",
 ) -> OpenSession:
     length = len(token_ids) if prompt_length is None else prompt_length
     return OpenSession(
@@ -41,6 +42,7 @@ def open_session(
         sampling=sampling,
         noise_key=noise_key(seed_bytes(seed), list(token_ids[:length])),
         ignore_eos=ignore_eos,
+        prefix_salt=prefix_salt,
     )
 
 
