@@ -119,7 +119,7 @@ def _mixed_sessions(num_sessions: int) -> list[OpenSession]:
         open_session(
             number,
             _prompt(random, random.choice([8, 24, 64, 160])),
-            max_tokens=random.choice([4, 16, 48, 160]),
+            max_tokens=random.choice([4, 16, 64, 300]),
             sampling=(GREEDY, WARM)[number % 2],
             seed=number,
             ignore_eos=True,

@@ -43,6 +43,8 @@ def assert_clear(result: Result, *parts: str) -> None:
         (["--engine-tree", "3x0"], ["3x0"]),
         (["--engine-tree", "33x1"], ["33x1", "32 levels"]),
         (["--emulate", "no-such"], ["no-such", "a100-32b"]),
+        (["--kv-memory", "lots"], ["lots", "8GiB", "50%"]),
+        (["--kv-memory", "0%"], ["0%", "8GiB"]),
         (["--emulate", "slow-15ms"], ["slow-15ms", "verifies nothing"]),
         (["--lockstep", "6"], ["'6'", "6x32"]),
         (["--bootstrap", "/ip4/1.2.3.4/tcp/1"], ["/ip4/1.2.3.4/tcp/1"]),

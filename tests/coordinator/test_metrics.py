@@ -4,13 +4,17 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from trio.testing import MockClock
 
-from coordinator.engine.messages import StepDone
+from coordinator.engine.messages import Preempted, StepDone
 from coordinator.metrics import NetworkCollector
 from coordinator.scheduler.benefit import Estimate
 from tests.support.scripted_node import scripted_node
 from tests.support.swarm import ENDLESS, Swarm, running_swarm
 
 PADDED = StepDone(*(9, 1.0, 1.1, 0.0, 1, []), num_padded=40, num_late=3, used_s=1.25, padded_s=2.5)
+
+CRAMPED = StepDone(
+    *(9, 1.0, 1.1, 0.0, 1, []), num_reused_rows=32, preempted=[Preempted(1, 20), Preempted(2, 30)]
+)
 
 
 def metrics(swarm: Swarm) -> dict[str, float]:
@@ -47,6 +51,8 @@ async def test_what_the_engine_costs_and_who_guesses(autojump_clock: MockClock) 
         assert 0 < values["specedge_row_price_tokens"] <= 1
         assert values["specedge_engine_steps_total"] == swarm.coordinator.load.num_steps
         assert values["specedge_engine_levels_total"] == 0
+        assert values["specedge_preempted_sessions_total"] == 0
+        assert values["specedge_reused_rows_total"] == 0
         assert {f'specedge_ngram_hit_ratio{{order="{order}"}}' for order in (4, 3, 2)} < set(values)
         guessed = [num for name, num in values.items() if "guessed_tokens_total{by=" in name]
         assert sum(guessed) == 20
@@ -77,6 +83,15 @@ async def test_law7_bounded_labels_name_no_peer_and_no_session(autojump_clock: M
         await node.greet()
         await swarm.generate("one", max_tokens=5)
         assert set(metrics(swarm)) == before
+
+
+async def test_what_a_full_cache_did_is_counted(autojump_clock: MockClock) -> None:
+    async with running_swarm() as swarm:
+        for _ in range(3):
+            swarm.coordinator.load.add_step(CRAMPED, num_tokens=0)
+        values = metrics(swarm)
+        assert values["specedge_preempted_sessions_total"] == 6
+        assert values["specedge_reused_rows_total"] == 96
 
 
 async def test_padded_forwards_are_told_of_an_emulated_device_only(

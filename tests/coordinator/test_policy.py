@@ -9,6 +9,7 @@ import pytest
 from coordinator.engine.messages import (
     NGRAM_ORDERS,
     EntryResult,
+    Preempted,
     Ready,
     SourceFactor,
     SourceSeen,
@@ -199,6 +200,22 @@ def test_the_time_of_steps_and_levels_is_learned() -> None:
     levels = policy.plan([session(1)], no_sources).levels
     assert levels is not None
     assert (levels.row_time_s, levels.tokens_per_s) == (costs.step.row_time_s, costs.tokens_per_s)
+
+
+def test_a_preempted_session_counts_as_a_prompt_again() -> None:
+    """Where steps are capped it would else take the place of one that can be decoded."""
+    policy = StepPolicy(PlanLimits(max_sessions=4, max_batch=1), Clock())
+    policy.calibrate(READY)
+    sessions = [session(number) for number in (1, 2, 3)]
+    policy.learn(done(policy.plan(sessions, no_sources), decoded=dict.fromkeys((1, 2, 3), 0)), 3)
+    step = done(policy.plan(sessions, no_sources), decoded={3: 0})
+    lost = [Preempted(1, 9), Preempted(2, 8), Preempted(7, 1)]
+    policy.learn(msgspec.structs.replace(step, preempted=lost), 1)
+    for _ in range(4):
+        batch = policy.plan(sessions, no_sources)
+        assert batch.entries[0].session == 3
+        assert not any(entry.must for entry in batch.entries[1:])
+        policy.learn(done(batch, decoded={3: 0}), 1)
 
 
 def test_steps_without_a_forward_say_nothing_of_its_time() -> None:

@@ -56,7 +56,9 @@ class SwarmSettings:
     limits: Limits = Limits()
     engine_limits: EngineLimits | None = None
     max_context: int = 4096
-    """Of the target model."""
+    """Of the target model, as the next two."""
+    cache_rows: int = 1 << 20
+    page_rows: int = 1
     node_sessions: int = 8
     """Sessions that a node takes."""
     engine_draft: ToyParams | None = None
@@ -111,11 +113,17 @@ class Swarm:
         """Of nodes that are not what they said."""
 
     def _core(self) -> EngineCore:
-        params = self.settings.engine_draft
+        settings, params = self.settings, self.settings.engine_draft
         self.core = EngineCore(
-            ToyModel(self.target, name=MODEL, max_context=self.settings.max_context),
+            ToyModel(
+                self.target,
+                name=MODEL,
+                max_context=settings.max_context,
+                cache_rows=settings.cache_rows,
+                page_rows=settings.page_rows,
+            ),
             trio.current_time,
-            self.settings.engine_limits,
+            settings.engine_limits,
             None if params is None else ToyModel(params, name="toy-draft"),
         )
         return self.core
