@@ -93,6 +93,7 @@ def ablations(book: TraceBook, num_tokens: int, seed: int = 1) -> list[Check]:
     base = WorldPlan(
         ENGINES["a100-32b"],
         num_sessions=8,
+        warm_up=0.0,
         num_generations=max(1, num_tokens // book.traces[0].num_new),
         seed=seed,
     )
