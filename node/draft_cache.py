@@ -58,8 +58,8 @@ class DraftCache:
         Nothing changes here until `written`.
         """
         masks = [
-            self._parent_mask(growth) | 1 << (len(self._rows) + i)
-            for i, growth in enumerate(growths)
+            self._parent_mask(growth) | 1 << slot
+            for slot, growth in enumerate(growths, len(self._rows))
         ]
         return Rows(
             sequence=sequence,
@@ -70,8 +70,7 @@ class DraftCache:
         )
 
     def written(self, growths: Sequence[Growth]) -> None:
-        for growth in growths:
-            slot = len(self._rows)
+        for slot, growth in enumerate(growths, len(self._rows)):
             self._masks.append(self._parent_mask(growth) | 1 << slot)
             self._slots[growth.vertex] = slot
             self._rows.append(growth)

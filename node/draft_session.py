@@ -1,5 +1,6 @@
 """One session at a node: its committed tokens, its growing tree, and what of both has rows."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -167,10 +168,11 @@ class DraftSession:
             vertices = tree.frontier(beam_width, least_prob)
         if not vertices:
             return None
-        growths = tuple(
-            Growth(v, tree.parent(v), tree.token_id(v), tree.position(v)) for v in vertices
-        )
-        sum_probs = float(np.exp([tree.path_log_prob(v) for v in vertices]).sum())
+        found = [tree.vertex(v) for v in vertices]
+        root = tree.vertex(tree.root)
+        above = tree.num_committed - 1 - root.depth
+        growths = tuple(Growth(v.number, v.parent, v.token_id, above + v.depth) for v in found)
+        sum_probs = sum(math.exp(v.total - root.total) for v in found)
         return Share(self, self.cache.plan(self.number, growths), growths, sum_probs)
 
     def stuck(self) -> None:
@@ -194,8 +196,8 @@ class DraftSession:
             self._rounds.grown()
 
     def _is_end(self, vertex: int) -> bool:
-        tree = self.tree
-        return tree.token_id(vertex) in self._model.eos_token_ids and vertex != tree.root
+        tree, ends = self.tree, self._model.eos_token_ids
+        return bool(ends) and tree.token_id(vertex) in ends and vertex != tree.root
 
 
 def _rounds(wishes: GrowthWishes) -> LockstepRounds | None:

@@ -72,7 +72,7 @@ class LevelTimes:
         self._num_observed = 0
         self._is_known = bool(probes)
         self._probed = self._solve(self._matrix, self._moments)
-        self._solution = self._probed
+        self._coefficients_s: list[float] = self._probed.tolist()
 
     @property
     def is_known(self) -> bool:
@@ -82,11 +82,18 @@ class LevelTimes:
     @property
     def row_time_s(self) -> float:
         """What one more row adds."""
-        return float(self._solution[1]) / _ROWS_SCALE
+        return self._coefficients_s[1] / _ROWS_SCALE
 
     def predict(self, shape: LevelShape) -> float:
         """Seconds, above 0."""
-        return max(_LEAST_S, float(self._solution @ _terms(shape)))
+        fixed_s, rows_s, sessions_s, context_s = self._coefficients_s
+        return max(
+            _LEAST_S,
+            fixed_s
+            + rows_s * (shape.num_rows / _ROWS_SCALE)
+            + sessions_s * shape.num_sessions
+            + context_s * (shape.num_context_rows / _CONTEXT_SCALE),
+        )
 
     def observe(self, shape: LevelShape, level_time_s: float) -> None:
         """A level of this shape took so long."""
@@ -103,10 +110,11 @@ class LevelTimes:
         if self._num_observed % _SOLVE_EVERY == 0 or not self._is_known:
             self._is_known = True
             slowness = self._seen_s / self._foreseen_s if self._foreseen_s > 0 else 1.0
-            self._solution = self._solve(
+            solution = self._solve(
                 self._matrix + self._recent_matrix,
                 slowness * self._moments + self._recent_moments,
             )
+            self._coefficients_s = solution.tolist()
 
     @staticmethod
     def _solve(matrix: Matrix, moments: Vector) -> Vector:

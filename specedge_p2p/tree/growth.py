@@ -9,8 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from specedge_p2p.tree.draft_tree import Candidates
-from specedge_p2p.tree.local_tree import LocalTree, LocalVertex
+from specedge_p2p.tree.local_tree import LocalTree, LocalVertex, Row
 from specedge_p2p.tree.sent_tree import SentTree
+
+LEAST_EDGE_LOG_PROB = -100.0
+"""What is less likely counts as this, so that sums stay finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ class GrowingTree:
         self._tree = LocalTree(LocalVertex(0, root_token), next_number=1)
         # Heaps of (negated total, number); entries that were expanded or sent since are skipped.
         self._frontier: list[tuple[float, int]] = []
+        self._offered: list[tuple[float, int]] = []  # the frontier's best, as last asked for
         self._unsent: list[tuple[float, int]] = []
         self._sent = SentTree()
         self._begin_tree()
@@ -116,6 +120,10 @@ class GrowingTree:
     def depth(self, vertex: int) -> int:
         """Levels below the root."""
         return self._tree[vertex].depth - self._tree.root.depth
+
+    def vertex(self, vertex: int) -> LocalVertex:
+        """The vertex itself, for whoever reads several things of it. KeyError when it is dead."""
+        return self._tree[vertex]
 
     def token_id(self, vertex: int) -> int:
         return self._tree[vertex].token_id
@@ -170,15 +178,17 @@ class GrowingTree:
             return ()
         least = max(self._least_total(), tree.root.total + _log(least_prob))
         deepest = self._deepest()
-        found: list[tuple[float, int]] = []
         heap = self._frontier
+        for entry in self._offered:  # they stay in the frontier until they are expanded
+            if tree[entry[1]].row is None:
+                heapq.heappush(heap, entry)
+        found: list[tuple[float, int]] = []
         while heap and len(found) < width and -heap[0][0] >= least:
             entry = heapq.heappop(heap)
             vertex = tree[entry[1]]
             if vertex.row is None and vertex.depth < deepest:
                 found.append(entry)
-        for entry in found:  # they stay in the frontier until they are expanded
-            heapq.heappush(heap, entry)
+        self._offered = found
         return tuple(number for _, number in found)
 
     def expand(
@@ -195,10 +205,11 @@ class GrowingTree:
             log_probs: float32 [n, k], natural log P(token | vertex).
         """
         tree = self._tree
-        rows = zip(vertices, token_ids.tolist(), log_probs.tolist(), strict=True)
+        edges = np.fmin(np.fmax(log_probs, LEAST_EDGE_LOG_PROB), 0.0)
+        rows = zip(vertices, token_ids[:, ::-1].tolist(), edges[:, ::-1].tolist(), strict=True)
         for number, row_tokens, row_log_probs in rows:
             if number in tree and tree[number].row is None:
-                tree.expand(tree[number], row_tokens, row_log_probs)
+                tree.expand(tree[number], Row(row_tokens, row_log_probs))
         self._surface()
 
     # --- the wire --------------------------------------------------------------------------------
@@ -321,6 +332,7 @@ class GrowingTree:
     def _refill_frontier(self) -> None:
         self._frontier = [(-v.total, v.number) for v in self._tree if v.row is None]
         heapq.heapify(self._frontier)
+        self._offered = []
 
 
 def _log(prob: float) -> float:

@@ -7,11 +7,8 @@ costs what is worth sending, not what the model said.
 """
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-
-LEAST_EDGE_LOG_PROB = -100.0
-"""What is less likely counts as this, so that sums stay finite."""
 
 
 class LocalVertex:
@@ -35,13 +32,22 @@ class LocalVertex:
         "total",
     )
 
-    def __init__(self, number: int, token_id: int) -> None:
+    def __init__(
+        self,
+        number: int,
+        token_id: int,
+        parent: "LocalVertex | None" = None,
+        log_prob: float = 0.0,
+    ) -> None:
         self.number = number
         self.token_id = token_id
-        self.parent = -1
-        self.depth = 0
-        self.log_prob = 0.0
-        self.total = 0.0
+        self.log_prob = log_prob
+        if parent is None:
+            self.parent, self.depth, self.total = -1, 0, 0.0
+        else:
+            self.parent = parent.number
+            self.depth = parent.depth + 1
+            self.total = parent.total + log_prob
         self.children: dict[int, LocalVertex] = {}
         self.row: Row | None = None
         self.sent_in = 0
@@ -50,7 +56,10 @@ class LocalVertex:
 
 @dataclass(slots=True)
 class Row:
-    """The children of an expanded vertex that have not surfaced, most probable last."""
+    """The children of an expanded vertex that have not surfaced, most probable last.
+
+    `log_probs` are finite and at most 0. The lists grow shorter as children surface.
+    """
 
     token_ids: list[int]
     log_probs: list[float]
@@ -84,25 +93,22 @@ class LocalTree:
         """Raises KeyError when it is not alive."""
         return self._vertices[number]
 
-    def expand(
-        self, vertex: LocalVertex, token_ids: Sequence[int], log_probs: Sequence[float]
-    ) -> None:
-        """Give a vertex its children, best first; none of them surfaces yet."""
-        edges = [min(0.0, max(LEAST_EDGE_LOG_PROB, log_prob)) for log_prob in log_probs]
-        edges.reverse()
-        vertex.row = Row(list(reversed(token_ids)), edges)
+    def expand(self, vertex: LocalVertex, row: Row) -> None:
+        """Give a vertex its children; none of them surfaces yet."""
+        vertex.row = row
         self._wait(vertex)
 
     def surface(self, least_total: float, most: int) -> list[LocalVertex]:
         """Make vertices of all that has at least this total, until there are `most`."""
         found: list[LocalVertex] = []
-        while self._rows and -self._rows[0][0] >= least_total and len(self) < most:
+        room = most - len(self)
+        while self._rows and -self._rows[0][0] >= least_total and len(found) < room:
             vertex = self._vertices[heapq.heappop(self._rows)[1]]
             row = vertex.row
             assert row is not None  # noqa: S101 - only expanded vertices wait
-            above = vertex.total
-            while row.log_probs and above + row.log_probs[-1] >= least_total and len(self) < most:
-                found.append(self._add(vertex, row.token_ids.pop(), row.log_probs.pop()))
+            above, token_ids, log_probs = vertex.total, row.token_ids, row.log_probs
+            while log_probs and above + log_probs[-1] >= least_total and len(found) < room:
+                found.append(self._add(vertex, token_ids.pop(), log_probs.pop()))
             self._wait(vertex)
         return found
 
@@ -131,12 +137,8 @@ class LocalTree:
         heapq.heapify(self._rows)
 
     def _add(self, parent: LocalVertex, token_id: int, log_prob: float) -> LocalVertex:
-        vertex = LocalVertex(self.next_number, token_id)
+        vertex = LocalVertex(self.next_number, token_id, parent, log_prob)
         self.next_number += 1
-        vertex.parent = parent.number
-        vertex.depth = parent.depth + 1
-        vertex.log_prob = log_prob
-        vertex.total = parent.total + log_prob
         parent.children[token_id] = vertex
         self._vertices[vertex.number] = vertex
         return vertex

@@ -60,9 +60,8 @@ def pack_parents(parents: Sequence[int] | npt.NDArray[np.integer]) -> bytes:
 
 def pack_log_probs(log_probs: Sequence[float] | npt.NDArray[np.floating]) -> bytes:
     """1 byte per edge, in 1/16 nat, saturating at 255; what is no number counts as impossible."""
-    nats = -np.asarray(log_probs, dtype=np.float64)
-    steps = np.clip(np.nan_to_num(nats, nan=np.inf, posinf=255.0) / _NATS_PER_STEP, 0, 255)
-    return np.rint(steps).astype(np.uint8).tobytes()
+    steps = np.asarray(log_probs, dtype=np.float64) / -_NATS_PER_STEP
+    return np.rint(np.fmax(np.fmin(steps, 255.0), 0.0)).astype(np.uint8).tobytes()
 
 
 def unpack_candidates(token_ids: bytes, parents: bytes, log_probs: bytes) -> Candidates:

@@ -3,6 +3,7 @@
 import argparse
 import time
 
+from tests.simulator import ablations
 from tests.simulator.events import LinkQuality
 from tests.simulator.modes import plan_of
 from tests.simulator.profiles import ENGINES, NODES
@@ -41,7 +42,9 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--tokens", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--table", choices=("sessions", "batch"), help="many worlds instead of one")
+    parser.add_argument(
+        "--table", choices=("sessions", "batch", "ablations"), help="many worlds instead of one"
+    )
     parser.add_argument("--rtts", default="5,15,30,50,100", help="round trips of a table, in ms")
     options = parser.parse_args()
     node = NodePlan(NODES[options.node], LinkQuality(options.rtt_ms / 1000), options.draft)
@@ -57,6 +60,9 @@ def main() -> None:
     if options.table == "sessions":
         rtts = [float(rtt) for rtt in options.rtts.split(",")]
         equal_sessions(demo_book(), base, temperatures, options.nodes, rtts, _say)
+        return
+    if options.table == "ablations":
+        ablations.table(demo_book(), options.tokens, _say)
         return
     if options.table == "batch":
         equal_batch(demo_book(), base, temperatures, _say)

@@ -5,6 +5,7 @@ models are replaced by recordings and devices by what their forwards take.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -62,8 +63,10 @@ class WorldPlan:
         engine_draft: the engine's own draft model, one of the recorded ones; "" for none.
         tree: the tree that it drafts whatever it brings; None lets the costs decide.
         lockstep: rounds in lock-step instead of continuous drafting.
-        num_tokens: committed tokens after which the run ends.
+        num_tokens: committed tokens after which the run ends, when nothing below says otherwise.
         max_s: or after so many simulated seconds.
+        num_generations: or when the first so many have ended, 0 for no such end; worlds of the same
+            seed have the same prompts in these.
         warm_up: share of the tokens before which nothing is counted.
         is_prefill_free: prompts cost neither the engine's time nor a place.
         seed: of everything that is drawn.
@@ -80,6 +83,7 @@ class WorldPlan:
     lockstep: Lockstep | None = None
     num_tokens: int = 6000
     max_s: float = math.inf
+    num_generations: int = 0
     warm_up: float = 0.1
     is_prefill_free: bool = True
     seed: int = 1
@@ -98,6 +102,10 @@ class World:
         self.agenda = Agenda()
         self.random = Random(plan.seed)
         self.num_committed = 0
+        self.finished: set[int] = set()
+        """Sessions that have ended; those of the plan's `num_generations`, where it has some."""
+        self.place_s: defaultdict[int, float] = defaultdict(float)
+        """By session, its share of all its steps: of each as much as one place of a full house."""
         self.num_finished = 0
         self.num_breaks = 0
         self.wrong: list[int] = []
@@ -201,7 +209,10 @@ class World:
             self._num_proposed_before = self.coordinator.num_proposed
 
     def _is_over(self) -> bool:
-        return self.num_committed >= self.plan.num_tokens or self.agenda.now >= self.plan.max_s
+        plan = self.plan
+        if plan.num_generations:
+            return len(self.finished) >= plan.num_generations
+        return self.num_committed >= plan.num_tokens or self.agenda.now >= plan.max_s
 
     @property
     def _num_warm_up(self) -> float:
@@ -214,10 +225,13 @@ class World:
         for result in decoded:
             outcome = Outcome(len(result.token_ids), result.num_rows, result.num_source_rows)
             self.trails.setdefault(result.session, []).append(outcome)
+            self.place_s[result.session] += (step.ended_s - step.started_s) / self.tally.num_places
 
     def _on_end(self, session: Session) -> None:
         trace = self._by_number.pop(session.number)
         self.num_finished += 1
+        if not self.plan.num_generations or session.number <= self.plan.num_generations:
+            self.finished.add(session.number)
         if tuple(session.token_ids) != trace.tokens:
             self.wrong.append(session.number)
         self._open_next()

@@ -37,6 +37,14 @@ def gained(tree: GrowingTree, limit: int = 32) -> Gain:
     return gain
 
 
+def test_what_is_impossible_or_no_number_stays_finite_and_nothing_is_above_certain() -> None:
+    tree = GrowingTree(10, 9, GrowthSettings(min_prob=0.0, branch_width=4))
+    log_probs = np.array([[0.5, -1.0, -np.inf, np.nan]], np.float32)
+    tree.expand([tree.root], np.array([[1, 2, 3, 4]], np.int32), log_probs)
+    found = [tree.path_log_prob(vertex) for token in (1, 2, 3, 4) for vertex in tree.walk([token])]
+    assert found == [0.0, -1.0, -100.0, -100.0]
+
+
 def test_the_frontier_is_the_most_probable_that_are_not_expanded() -> None:
     tree = GrowingTree(10, 7, GrowthSettings(beam_width=2))
     assert tree.frontier() == (0,)

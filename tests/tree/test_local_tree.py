@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specedge_p2p.tree.local_tree import LocalTree, LocalVertex
+from specedge_p2p.tree.local_tree import LocalTree, LocalVertex, Row
 
 Path = tuple[int, ...]
 
@@ -58,7 +58,7 @@ def test_exactly_what_is_probable_enough_surfaces(seed: int) -> None:
             tokens = rng.sample(range(20), 4)
             edges = sorted((math.log(rng.uniform(0.01, 1.0)) for _ in tokens), reverse=True)
             eager.expand(path_of(tree, vertex, eager.root), list(zip(tokens, edges, strict=True)))
-            tree.expand(vertex, tokens, edges)
+            tree.expand(vertex, Row(tokens[::-1], edges[::-1]))
         else:
             below = [p for p in eager.log_probs if p[:-1] == eager.root and p != eager.root]
             if not below:
@@ -81,12 +81,12 @@ def test_exactly_what_is_probable_enough_surfaces(seed: int) -> None:
 
 def test_no_more_than_asked_for_surface_and_the_rest_later() -> None:
     tree = LocalTree(LocalVertex(0, 9), next_number=1)
-    tree.expand(tree.root, [1, 2, 3], [-0.1, -0.2, -math.inf])
+    tree.expand(tree.root, Row([3, 2, 1], [-100.0, -0.2, -0.1]))
     assert [v.token_id for v in tree.surface(-1.0, 1)] == [1]
     assert [v.token_id for v in tree.surface(-1.0, 5)] == [2]
     assert [v.log_prob for v in tree.surface(-math.inf, 5)] == [-100.0]
     assert tree.surface(-math.inf, 5) == []
-    tree.expand(tree[1], [], [])
+    tree.expand(tree[1], Row([], []))
     assert tree.surface(-math.inf, 5) == []
     assert 3 in tree
     assert 4 not in tree
