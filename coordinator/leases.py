@@ -83,7 +83,7 @@ class Leases:
         """What the engine may take rows from in a session."""
         return [
             self._reputation.source(lease.source, lease.node)
-            for lease in self.of_session(session)
+            for lease in self._by_session.get(session.number, ())
             if lease.node is not None
         ]
 

@@ -6,14 +6,13 @@ what the coordinator's own work costs can be told task by task, on a machine tha
 so many devices at once.
 """
 
-import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import cycle
+from itertools import cycle, pairwise
 
 import trio
 import trio.testing
@@ -79,7 +78,7 @@ class Stream:
     @property
     def gaps_s(self) -> list[float]:
         times = [burst.at_s for burst in self.bursts]
-        return [after - before for before, after in zip(times, times[1:], strict=False)]
+        return [after - before for before, after in pairwise(times)]
 
 
 class TaskMeter(trio.abc.Instrument):
