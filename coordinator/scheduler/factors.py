@@ -127,7 +127,7 @@ class Factors:
 
         Asked for every session of every step.
         """
-        known = self._node(peer_id)
+        known = self._nodes.entries.get(peer_id) or Factor()
         draft = self._drafts.entries.get(fingerprint) or self._draft(fingerprint)
         factor, max_rows = known.value, 0
         if known.is_on_trial:

@@ -35,12 +35,12 @@ _OPENED = attrgetter("opened_s")
 _LEVEL = attrgetter("level")
 
 
-Sources = Callable[[int], Sequence[SourceFactor]]
+Sources = Callable[[int], list[SourceFactor]]
 """The nodes that draft for a session, with the factor of each; asked for those in the step only."""
 
 
-def _nobody(session: int) -> Sequence[SourceFactor]:
-    return ()
+def _nobody(session: int) -> list[SourceFactor]:
+    return []
 
 
 class SessionState(msgspec.Struct, frozen=True):
@@ -162,11 +162,9 @@ def _entry(
     session: int, sources: Sources, limits: PlanLimits, has_levels: bool, *, must: bool
 ) -> StepEntry:
     """Nodes on trial get fewer rows, but not at the cost of what the engine drafts by itself."""
-    max_rows, known = limits.max_rows, list(sources(session))
-    if known and not has_levels:
-        on_trial = [source.max_rows for source in known]
-        if all(on_trial):
-            max_rows = min(max_rows, max(on_trial))
+    max_rows, known = limits.max_rows, sources(session)
+    if known and not has_levels and all(source.max_rows for source in known):
+        max_rows = min(max_rows, max(source.max_rows for source in known))
     return StepEntry(session, max_rows, known, must)
 
 

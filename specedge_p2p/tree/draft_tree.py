@@ -76,17 +76,17 @@ class Vertex:
         token_id: int,
         log_prob: float,
         arrival: int,
-        parent: int = -1,
-        depth: int = 0,
-        total: float = 0.0,
+        above: "Vertex | None" = None,
     ) -> None:
         self.index = index
         self.token_id = token_id
         self.log_prob = log_prob
         self.arrival = arrival
-        self.parent = parent
-        self.depth = depth
-        self.total = total
+        if above is None:
+            self.parent, self.depth, self.total = -1, 0, 0.0
+        else:
+            self.parent, self.depth = above.index, above.depth + 1
+            self.total = above.total + log_prob
         self.mass = 0.0
         self.children = _NO_CHILDREN
         self.ranked = _UNRANKED
@@ -271,8 +271,7 @@ def _hang(above: Vertex, index: int, token_id: int, log_prob: float, arrival: in
     children, ranked = above.children, above.ranked
     if token_id in children:
         raise TreeError(f"vertex {above.index} has a child with token {token_id} already")
-    total = above.total + log_prob
-    vertex = Vertex(index, token_id, log_prob, arrival, above.index, above.depth + 1, total)
+    vertex = Vertex(index, token_id, log_prob, arrival, above)
     above.mass += exp(log_prob)
     if not ranked:
         above.children, above.ranked = {token_id: vertex}, [vertex]

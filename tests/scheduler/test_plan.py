@@ -58,7 +58,7 @@ def test_nothing_live_makes_an_empty_step() -> None:
 
 def test_a_session_that_only_nodes_on_trial_draft_for_gets_few_rows() -> None:
     trial, known = SourceFactor(1, 0.5, max_rows=8), SourceFactor(2, 1.0)
-    nodes = [(), (trial,), (known,), (trial, known)]
+    nodes = [[], [trial], [known], [trial, known]]
     sessions = [SessionState(number, 0.0) for number in range(4)]
 
     def max_rows(costs: Costs, most: int) -> list[int]:
