@@ -1,7 +1,7 @@
 """The coordinator's end of a node's link: handshake, proposals in, verdicts out, heartbeat."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -9,6 +9,7 @@ import trio
 
 from coordinator.engine.messages import AddVertices
 from coordinator.engine.ports import Engine
+from coordinator.lease import Lease
 from coordinator.leases import Leases
 from coordinator.ledger.ports import Ledger, SignedReceipt
 from coordinator.node_link import NodeLink, NodeTooSlow
@@ -195,13 +196,27 @@ class Intake:
                 return
             self._leases.num_bytes_received += len(frame)
             messages = node.machine.receive(frame)
-            for message in messages:
-                if isinstance(message, Goodbye):
-                    return
-                await self._handle(node, message)
+            if not await self._handle_all(node, messages):
+                return
             # Once per frame: a node that changes its mind a thousand times in one costs no more.
             if any(isinstance(message, Capacity | Release) for message in messages):
                 self._leases.rematch()
+
+    async def _handle_all(self, node: NodeLink, messages: Sequence[Message]) -> bool:
+        """Whether the node stays. The engine gets what a frame proposes in one piece."""
+        proposals: list[tuple[Lease, Proposal]] = []
+        for message in messages:
+            if isinstance(message, Proposal):
+                if (lease := self._leases.accept(node, message)) is not None:
+                    proposals.append((lease, message))
+                continue
+            await self._forward(proposals)
+            proposals = []
+            if isinstance(message, Goodbye):
+                return False
+            await self._handle(node, message)
+        await self._forward(proposals)
+        return True
 
     @property
     def _silence_s(self) -> float:
@@ -221,8 +236,6 @@ class Intake:
 
     async def _handle(self, node: NodeLink, message: Message) -> None:
         match message:
-            case Proposal():
-                await self._forward(node, message)
             case Pong(nonce):
                 node.ponged(nonce, self._clock())
             case Capacity(max_sessions, level_time_s, level_session_time_s):
@@ -237,21 +250,11 @@ class Intake:
             case ReceiptRequest(after):
                 await self._resend_receipts(node, after)
 
-    async def _forward(self, node: NodeLink, proposal: Proposal) -> None:
-        lease = self._leases.accept(node, proposal)
-        if lease is not None:
-            await self._engine.send(
-                AddVertices(
-                    session=lease.session.number,
-                    source=lease.source,
-                    tree_no=proposal.tree_no,
-                    first_index=proposal.first_index,
-                    base_position=proposal.base_position,
-                    token_ids=proposal.token_ids,
-                    parents=proposal.parents,
-                    log_probs=proposal.log_probs,
-                )
-            )
+    async def _forward(self, proposals: Sequence[tuple[Lease, Proposal]]) -> None:
+        if not proposals:
+            return
+        await self._engine.send(*(_vertices(lease, proposal) for lease, proposal in proposals))
+        for lease, proposal in proposals:
             self._on_proposal(lease.source, proposal.base_position)
 
     async def _resend_receipts(self, node: NodeLink, after: int) -> None:
@@ -263,6 +266,19 @@ class Intake:
             return
         for receipt in receipts:
             node.post(Receipt(receipt.envelope))
+
+
+def _vertices(lease: Lease, proposal: Proposal) -> AddVertices:
+    return AddVertices(
+        session=lease.session.number,
+        source=lease.source,
+        tree_no=proposal.tree_no,
+        first_index=proposal.first_index,
+        base_position=proposal.base_position,
+        token_ids=proposal.token_ids,
+        parents=proposal.parents,
+        log_probs=proposal.log_probs,
+    )
 
 
 def _not_ready() -> Refuse:

@@ -82,8 +82,8 @@ class Leases:
     def sources(self, session: Session) -> list[SourceFactor]:
         """What the engine may take rows from in a session."""
         return [
-            self._reputation.source(lease.source, lease.node)
-            for lease in self.of_session(session)
+            self._reputation.source(lease, lease.node)
+            for lease in self._by_session.get(session.number, ())
             if lease.node is not None
         ]
 

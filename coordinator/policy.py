@@ -124,15 +124,21 @@ class StepPolicy:
     ) -> VerificationBatch:
         self._step_no += 1
         now, costs = self._clock(), self.costs
-        states = [self._state(session, tuple(sources(session)), costs, now) for session in sessions]
-        batch = plan(now, states, costs, self._limits, self._step_no)
+        states = [self._state(session, costs, now) for session in sessions]
+        by_number = {session.number: session for session in sessions}
+        batch = plan(
+            now,
+            states,
+            costs,
+            self._limits,
+            self._step_no,
+            lambda number: sources(by_number[number]),
+        )
         self._in_flight[self._step_no] = _expectation(batch, states, now)
         self._in_flight.pop(self._step_no - MAX_IN_FLIGHT, None)
         return batch
 
-    def _state(
-        self, session: Session, sources: tuple[SourceFactor, ...], costs: Costs, now: float
-    ) -> SessionState:
+    def _state(self, session: Session, costs: Costs, now: float) -> SessionState:
         number = session.number
         known = self._sessions.get(number)
         if known is None:
@@ -144,12 +150,12 @@ class StepPolicy:
         for step_no, step in self._in_flight.items():
             if number in step.likely:
                 last_s = max(last_s, step.planned_s)
-            if number in step.surely:
-                last_step = max(last_step, step_no)
-            num_left -= step.shares.get(number, 0)
+                if number in step.surely:
+                    last_step = max(last_step, step_no)
+            if num_left:
+                num_left -= step.shares.get(number, 0)
         return SessionState(
             session=number,
-            sources=sources,
             last_planned_s=last_s,
             num_prompt_left=max(0, num_left),
             num_tokens=session.num_tokens,

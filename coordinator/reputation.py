@@ -77,16 +77,9 @@ class Reputation:
             is_late=self._owes_for_longer(lease, now_s, LATE_S, LATE_LEVELS),
         )
 
-    def source(self, source: int, node: NodeLink) -> SourceFactor:
+    def source(self, lease: Lease, node: NodeLink) -> SourceFactor:
         """What the engine shall believe of the node's probabilities."""
-        fingerprint = node.hello.model_fingerprint
-        return SourceFactor(
-            source=source,
-            factor=self._factors.factor(node.peer_id),
-            draft=self._factors.draft(fingerprint),
-            quality=self._factors.quality(fingerprint),
-            max_rows=self._factors.max_rows(node.peer_id),
-        )
+        return self._factors.source(lease.source, lease.peer_id, node.hello.model_fingerprint)
 
     def offer(self, node: NodeLink, num_sessions: int, *, is_allowed: bool = False) -> NodeOffer:
         """The node as matching sees it."""

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import trio
@@ -21,6 +21,7 @@ from specedge_p2p.tasks import TaskStatus
 
 COMMAND = (sys.executable, "-m", "coordinator.engine.process")
 READ_BYTES = 256 * 1024
+MAX_LETTERS_PER_WRITE = 64
 
 
 class ProcessEngine(MailboxEngine):
@@ -157,7 +158,12 @@ async def _write(stream: trio.SocketStream, inbox: trio.MemoryReceiveChannel[Let
     """Send what the coordinator hands over; a child that died is the reader's to notice."""
     try:
         async for letters in inbox:
-            await stream.send_all(encode(*letters))
+            # One write for all that waits: the link of every node puts letters in.
+            parts = [encode(*letters)]
+            with suppress(trio.WouldBlock, trio.EndOfChannel):
+                while len(parts) < MAX_LETTERS_PER_WRITE:
+                    parts.append(encode(*inbox.receive_nowait()))
+            await stream.send_all(b"".join(parts))
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         return
 

@@ -10,6 +10,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from coordinator.engine.messages import SourceFactor
 from specedge_p2p.names import PeerId
 
 _KEPT = 0.97
@@ -121,14 +122,17 @@ class Factors:
         """A tree that somebody made with this draft model was judged."""
         self._draft(fingerprint).observe(is_hit=is_hit)
 
-    def factor(self, peer_id: PeerId) -> float:
-        """What the node's path probabilities are to be multiplied with."""
-        known = self._node(peer_id)
-        return min(FACTOR_ON_TRIAL, known.value) if known.is_on_trial else known.value
+    def source(self, number: int, peer_id: PeerId, fingerprint: bytes) -> SourceFactor:
+        """What is believed of a node's trees, as source `number` of a session.
 
-    def max_rows(self, peer_id: PeerId) -> int:
-        """Most rows of a session that the node drafts for alone; 0 without such a bound."""
-        return MAX_ROWS_ON_TRIAL if self._node(peer_id).is_on_trial else 0
+        Asked for every session of every step.
+        """
+        known = self._nodes.entries.get(peer_id) or Factor()
+        draft = self._drafts.entries.get(fingerprint) or self._draft(fingerprint)
+        factor, max_rows = known.value, 0
+        if known.is_on_trial:
+            factor, max_rows = min(FACTOR_ON_TRIAL, factor), MAX_ROWS_ON_TRIAL
+        return SourceFactor(number, factor, draft.number, draft.value, max_rows)
 
     def quality(self, fingerprint: bytes) -> float:
         """Share of the draft model's first levels that have the target's choice."""

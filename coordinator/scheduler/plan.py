@@ -13,9 +13,11 @@ once before it; the two further steps make up for the step in flight, whose choi
 and leave a choice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+
+import msgspec
 
 from coordinator.engine.messages import LevelTerms, SourceFactor, StepEntry, VerificationBatch
 from coordinator.scheduler.costs import Costs
@@ -33,13 +35,19 @@ _OPENED = attrgetter("opened_s")
 _LEVEL = attrgetter("level")
 
 
-@dataclass(frozen=True, slots=True)
-class SessionState:
-    """A live session as the plan sees it.
+Sources = Callable[[int], list[SourceFactor]]
+"""The nodes that draft for a session, with the factor of each; asked for those in the step only."""
+
+
+def _nobody(session: int) -> list[SourceFactor]:
+    return []
+
+
+class SessionState(msgspec.Struct, frozen=True):
+    """A live session as the plan sees it. Of this kind because thousands are made for every step.
 
     Args:
         session: its number at the engine.
-        sources: the nodes that draft for it, with the factor of each.
         last_planned_s: when it was last served or is expected to have been, or else when it began.
         num_prompt_left: tokens that still have to be prefilled.
         num_tokens: tokens committed after the prompt.
@@ -49,7 +57,6 @@ class SessionState:
     """
 
     session: int
-    sources: tuple[SourceFactor, ...]
     last_planned_s: float
     num_prompt_left: int = 0
     num_tokens: int = 0
@@ -112,6 +119,7 @@ def plan(
     costs: Costs,
     limits: PlanLimits,
     step_no: int,
+    sources: Sources = _nobody,
 ) -> VerificationBatch:
     """Decide a step; the engine binds its rows when it starts.
 
@@ -124,22 +132,24 @@ def plan(
         costs: what steps cost and bring.
         limits: see PlanLimits.
         step_no: number of the step.
+        sources: see Sources.
     """
     decoding = [state for state in sessions if not state.num_prompt_left]
-    prefilling = [state for state in sessions if state.num_prompt_left]
+    is_reading = len(decoding) < len(sessions)
+    prefilling = [state for state in sessions if state.num_prompt_left] if is_reading else []
     num_streams = min(len(decoding), limits.cap)
     musts: list[SessionState] = []
     if len(decoding) > limits.cap:
         musts, decoding = _candidates(now, decoding, limits, step_no)
+    num_musts = len(musts)
+    named = [state.session for state in musts + decoding + _first_prompts(prefilling, limits)]
     has_levels = costs.level is not None
-    entries = [_entry(state, limits, has_levels=has_levels, must=True) for state in musts]
-    entries += [_entry(state, limits, has_levels=has_levels) for state in decoding]
-    entries += [
-        _entry(state, limits, has_levels=has_levels) for state in _first_prompts(prefilling, limits)
-    ]
     return VerificationBatch(
         step_no=step_no,
-        entries=entries,
+        entries=[
+            _entry(session, sources, limits, has_levels, must=place < num_musts)
+            for place, session in enumerate(named)
+        ],
         row_price=costs.row_price,
         ngram_hit_rates=list(costs.ngram_hit_rates) if limits.has_ngram else [],
         prefill_tokens=_prefill_tokens(num_streams, costs, limits),
@@ -149,14 +159,13 @@ def plan(
 
 
 def _entry(
-    state: SessionState, limits: PlanLimits, *, has_levels: bool, must: bool = False
+    session: int, sources: Sources, limits: PlanLimits, has_levels: bool, *, must: bool
 ) -> StepEntry:
     """Nodes on trial get fewer rows, but not at the cost of what the engine drafts by itself."""
-    max_rows = limits.max_rows
-    on_trial = [source.max_rows for source in state.sources]
-    if not has_levels and on_trial and all(on_trial):
-        max_rows = min(max_rows, max(on_trial))
-    return StepEntry(state.session, max_rows, list(state.sources), must)
+    max_rows, known = limits.max_rows, sources(session)
+    if known and not has_levels and all(source.max_rows for source in known):
+        max_rows = min(max_rows, max(source.max_rows for source in known))
+    return StepEntry(session, max_rows, known, must)
 
 
 # --- a capped step -------------------------------------------------------------------------------

@@ -6,9 +6,9 @@ anybody asks what is alive, so each vertex is paid for once, after it arrived.
 """
 
 from bisect import insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, inf
 
 import numpy as np
 import numpy.typing as npt
@@ -38,9 +38,11 @@ class Candidates:
         if not self.token_ids.shape == self.parents.shape == self.log_probs.shape:
             raise TreeError("the columns of candidates differ in length")
         for name in ("token_ids", "parents", "log_probs"):
-            column = getattr(self, name).view()
-            column.flags.writeable = False
-            object.__setattr__(self, name, column)
+            column = getattr(self, name)
+            if column.flags.writeable:
+                column = column.view()
+                column.flags.writeable = False
+                object.__setattr__(self, name, column)
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -68,14 +70,23 @@ class Vertex:
         "total",
     )
 
-    def __init__(self, index: int, token_id: int, log_prob: float, arrival: int) -> None:
+    def __init__(
+        self,
+        index: int,
+        token_id: int,
+        log_prob: float,
+        arrival: int,
+        above: "Vertex | None" = None,
+    ) -> None:
         self.index = index
         self.token_id = token_id
         self.log_prob = log_prob
         self.arrival = arrival
-        self.parent = -1
-        self.depth = 0
-        self.total = 0.0
+        if above is None:
+            self.parent, self.depth, self.total = -1, 0, 0.0
+        else:
+            self.parent, self.depth = above.index, above.depth + 1
+            self.total = above.total + log_prob
         self.mass = 0.0
         self.children = _NO_CHILDREN
         self.ranked = _UNRANKED
@@ -131,24 +142,44 @@ class DraftTree:
         if above is None:
             self._last_index = index
             return None
-        if token_id in above.children:
-            raise TreeError(f"vertex {parent} has a child with token {token_id} already")
-        vertex = Vertex(index, token_id, log_prob, arrival)
-        vertex.parent = parent
-        vertex.depth = above.depth + 1
-        vertex.total = above.total + log_prob
-        above.mass += exp(log_prob)
-        if not above.ranked:
-            above.children, above.ranked = {token_id: vertex}, [vertex]
-        else:
-            above.children[token_id] = vertex
-            if log_prob > above.ranked[-1].log_prob:
-                insort(above.ranked, vertex, key=_rank)
-            else:  # as honest nodes send them
-                above.ranked.append(vertex)
-        vertices[index] = vertex
+        vertex = vertices[index] = _hang(above, index, token_id, log_prob, arrival)
         self._last_index = index
         return vertex
+
+    def extend(
+        self,
+        first_index: int,
+        columns: Iterable[tuple[int, int, float]],
+        arrival: int,
+        max_depth: float,
+    ) -> int:
+        """`add` for vertices of consecutive indices; returns how many found no living parent.
+
+        Args:
+            first_index: of the first of them.
+            columns: parent, token and log probability of each.
+            arrival: of all.
+            max_depth: no vertex may stand more levels below the first root.
+
+        Raises TreeError as `add` and `check_vertex` do, and for a vertex too far down.
+        """
+        index = first_index - 1
+        if index < self._last_index:
+            raise TreeError(f"index {first_index} does not follow {self._last_index}")
+        vertices = self._alive() if self._dead else self._vertices
+        num_lost = 0
+        for parent, token_id, log_prob in columns:
+            index += 1
+            check_vertex(index, parent, log_prob)
+            above = vertices.get(parent)
+            if above is None:
+                num_lost += 1
+                continue
+            if above.depth >= max_depth:
+                raise TreeError(f"vertex {index} stands beyond the last position")
+            vertices[index] = _hang(above, index, token_id, log_prob, arrival)
+        self._last_index = index
+        return num_lost
 
     def vertex(self, index: int) -> Vertex:
         """The vertex itself, for walks that must be fast. KeyError when it is not alive."""
@@ -225,6 +256,32 @@ class DraftTree:
                 dead.extend(vertex.children.values())
                 del vertices[vertex.index]
         return vertices
+
+
+def check_vertex(index: int, parent: int, log_prob: float) -> None:
+    """Raises TreeError for what no vertex can be, whatever tree it hangs in."""
+    if not 0 <= parent < index:
+        raise TreeError(f"vertex {index} cannot have parent {parent}")
+    if not -inf < log_prob <= 0.0:
+        raise TreeError("a log probability is above 0 or not finite")
+
+
+def _hang(above: Vertex, index: int, token_id: int, log_prob: float, arrival: int) -> Vertex:
+    """A new child, ranked among its siblings. Raises TreeError where one has its token."""
+    children, ranked = above.children, above.ranked
+    if token_id in children:
+        raise TreeError(f"vertex {above.index} has a child with token {token_id} already")
+    vertex = Vertex(index, token_id, log_prob, arrival, above)
+    above.mass += exp(log_prob)
+    if not ranked:
+        above.children, above.ranked = {token_id: vertex}, [vertex]
+        return vertex
+    children[token_id] = vertex
+    if log_prob > ranked[-1].log_prob:
+        insort(ranked, vertex, key=_rank)
+    else:  # as honest nodes send them
+        ranked.append(vertex)
+    return vertex
 
 
 def _rank(vertex: Vertex) -> float:

@@ -6,10 +6,9 @@ with them may still be under way, so the tree is kept.
 """
 
 from collections.abc import Sequence
+from math import inf
 
-import numpy as np
-
-from specedge_p2p.tree.draft_tree import Candidates, DraftTree, TreeError
+from specedge_p2p.tree.draft_tree import Candidates, DraftTree, TreeError, check_vertex
 
 
 class ReceivedTree:
@@ -37,7 +36,7 @@ class ReceivedTree:
         self.tree = DraftTree(root_token)
         self._beyond = list(committed_after_root)
         self._is_dead = False
-        self._max_depth = None if max_position is None else max_position - base_position
+        self._max_depth = inf if max_position is None else max_position - base_position
 
     @property
     def matched(self) -> int:
@@ -84,20 +83,17 @@ class ReceivedTree:
         """
         if first_index != self.next_index:
             raise TreeError(f"index {first_index} came where {self.next_index} was due")
-        log_probs = candidates.log_probs
-        if not ((log_probs <= 0) & (log_probs > -np.inf)).all():
-            raise TreeError("a log probability is above 0 or not finite")
         self.next_index += len(candidates)
-        num_discarded = 0
         columns = zip(
             candidates.parents.tolist(),
             candidates.token_ids.tolist(),
-            log_probs.tolist(),
+            candidates.log_probs.tolist(),
             strict=True,
         )
+        if not self._beyond and not self._is_dead:
+            return self.tree.extend(first_index, columns, arrival, self._max_depth)
+        num_discarded = 0
         for index, (parent, token_id, log_prob) in enumerate(columns, first_index):
-            if not 0 <= parent < index:
-                raise TreeError(f"vertex {index} cannot have parent {parent}")
             if not self._take(index, parent, token_id, log_prob, arrival):
                 num_discarded += 1
         return num_discarded
@@ -121,16 +117,15 @@ class ReceivedTree:
             self.tree.prune_below_root()
 
     def _take(self, index: int, parent: int, token_id: int, log_prob: float, arrival: int) -> bool:
-        if self._is_dead:
-            return False
+        """Take one vertex while committed tokens lie beyond the walk, or nothing lives."""
         at_end_of_walk = bool(self._beyond) and parent == self.tree.root
-        if at_end_of_walk and token_id != self._beyond[0]:
+        is_wanted = not at_end_of_walk or token_id == self._beyond[0]
+        if self._is_dead or not is_wanted:
+            check_vertex(index, parent, log_prob)
             return False
-        vertex = self.tree.add(index, parent, token_id, log_prob, arrival)
-        if vertex is None:
+        column = [(parent, token_id, log_prob)]
+        if self.tree.extend(index, column, arrival, self._max_depth):
             return False
-        if self._max_depth is not None and vertex.depth > self._max_depth:
-            raise TreeError(f"vertex {index} stands beyond the last position")
         if at_end_of_walk:
             del self._beyond[0]
             self.tree.reroot(index)

@@ -7,7 +7,6 @@ levels out how many bytes the numbers took as well.
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -21,8 +20,9 @@ from specedge_p2p.wire.messages import MAX_PROPOSAL_VERTICES, MAX_VOCAB, Proposa
 SIZE_CLASSES = (8, 16, *range(32, MAX_PROPOSAL_VERTICES + 1, 32))
 """Vertex counts to which proposals are padded: steps of 32 keep the padding within one bin8."""
 
-_T = TypeVar("_T", bound=np.generic)
 _NATS_PER_STEP = 1.0 / 16.0
+_LOG_PROBS = np.arange(256, dtype=np.float32) * np.float32(-_NATS_PER_STEP)
+"""What each byte of a column says."""
 _LARGEST = Proposal(
     session_no=(1 << 32) - 1,
     tree_no=(1 << 32) - 1,
@@ -46,8 +46,9 @@ def unpack_tokens(packed: bytes) -> npt.NDArray[np.int32]:
     """Token ids, int32, read-only. Raises ProtocolError when the length is no multiple of 3."""
     if len(packed) % 3:
         raise ProtocolError("bad-column", "a column of token ids has a broken length")
-    octets = np.frombuffer(packed, dtype=np.uint8).reshape(-1, 3).astype(np.int32)
-    return _read_only(octets[:, 0] | octets[:, 1] << 8 | octets[:, 2] << 16)
+    octets = bytearray(len(packed) // 3 * 4)
+    octets[0::4], octets[1::4], octets[2::4] = packed[0::3], packed[1::3], packed[2::3]
+    return np.frombuffer(bytes(octets), dtype="<i4")
 
 
 def pack_parents(parents: Sequence[int] | npt.NDArray[np.integer]) -> bytes:
@@ -69,11 +70,10 @@ def unpack_candidates(token_ids: bytes, parents: bytes, log_probs: bytes) -> Can
     count = len(log_probs)
     if len(token_ids) != 3 * count or len(parents) != 2 * count:
         raise ProtocolError("bad-column", "the columns of a proposal have different lengths")
-    steps = np.frombuffer(log_probs, dtype=np.uint8).astype(np.float32)
     return Candidates(
         token_ids=unpack_tokens(token_ids),
-        parents=_read_only(np.frombuffer(parents, dtype="<u2").astype(np.int32)),
-        log_probs=_read_only(-steps * np.float32(_NATS_PER_STEP)),
+        parents=np.frombuffer(parents, dtype="<u2").astype(np.int32),
+        log_probs=_LOG_PROBS[np.frombuffer(log_probs, dtype=np.uint8)],
     )
 
 
@@ -113,8 +113,3 @@ def _class_bytes(count: int) -> int:
         _LARGEST, token_ids=bytes(3 * size), parents=bytes(2 * size), log_probs=bytes(size)
     )
     return len(msgspec.msgpack.encode(full))
-
-
-def _read_only(array: npt.NDArray[_T]) -> npt.NDArray[_T]:
-    array.flags.writeable = False
-    return array

@@ -10,8 +10,6 @@ it sends, can never pass a limit at the other end.
 from array import array
 from dataclasses import dataclass
 
-import numpy as np
-
 from specedge_p2p.tree.draft_tree import Candidates, TreeError
 from specedge_p2p.tree.received_tree import ReceivedTree
 from specedge_p2p.wire.columns import candidates, unpack_tokens
@@ -211,11 +209,9 @@ class LinkSession:
         return ReceivedTree(message.tree_no, message.base_position, known, root_token, last)
 
     def _check_columns(self, message: Proposal, vertices: Candidates) -> None:
-        own_indices = message.first_index + np.arange(len(vertices))
-        if own_indices[-1] > MAX_TREE_INDEX:
-            raise ProtocolError("bad-tree", f"index {own_indices[-1]} is too high")
-        if bool((vertices.parents >= own_indices).any()):
-            raise ProtocolError("bad-tree", "a parent does not stand before its child")
+        last_index = message.first_index + len(vertices) - 1
+        if last_index > MAX_TREE_INDEX:
+            raise ProtocolError("bad-tree", f"index {last_index} is too high")
         if int(vertices.token_ids.max()) >= self._vocab_size:
             raise ProtocolError("bad-token", "a token outside the vocabulary")
 

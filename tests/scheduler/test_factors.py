@@ -65,13 +65,13 @@ def test_the_factor_stays_in_its_bounds_whatever_is_claimed(
 def test_a_new_node_is_on_trial() -> None:
     factors = Factors()
     for _ in range(NUM_TREES_ON_TRIAL):
-        assert factors.factor(ANNA) == FACTOR_ON_TRIAL
-        assert factors.max_rows(ANNA) == MAX_ROWS_ON_TRIAL
+        assert factors.source(1, ANNA, SMALL).factor == FACTOR_ON_TRIAL
+        assert factors.source(1, ANNA, SMALL).max_rows == MAX_ROWS_ON_TRIAL
         factors.observe(ANNA, SMALL, 0.8, True)
-    assert factors.factor(ANNA) > 1.0
-    assert factors.max_rows(ANNA) == 0
+    assert factors.source(1, ANNA, SMALL).factor > 1.0
+    assert factors.source(1, ANNA, SMALL).max_rows == 0
     assert factors.num_trees(ANNA) == NUM_TREES_ON_TRIAL
-    assert factors.factor(BEN) == FACTOR_ON_TRIAL
+    assert factors.source(1, BEN, SMALL).factor == FACTOR_ON_TRIAL
     assert factors.num_trees(BEN) == 0
 
 
@@ -79,7 +79,7 @@ def test_on_trial_a_bad_node_counts_less_than_an_unknown_one() -> None:
     factors = Factors()
     for _ in range(NUM_TREES_ON_TRIAL - 1):
         factors.observe(BEN, SMALL, 1.0, False)
-    assert factors.factor(BEN) < FACTOR_ON_TRIAL
+    assert factors.source(1, BEN, SMALL).factor < FACTOR_ON_TRIAL
     for _ in range(100):
         factors.observe(BEN, SMALL, 1.0, False)
     assert factors.num_low_trees(BEN) > 50
@@ -89,8 +89,8 @@ def test_what_a_node_earned_under_one_key_is_worth_nothing_under_another() -> No
     factors = Factors()
     for _ in range(100):
         factors.observe(ANNA, SMALL, 0.5, True)
-    assert factors.factor(ANNA) == 1.3
-    assert factors.factor(PeerId("anna again")) == FACTOR_ON_TRIAL
+    assert factors.source(1, ANNA, SMALL).factor == 1.3
+    assert factors.source(1, PeerId("anna again"), SMALL).factor == FACTOR_ON_TRIAL
 
 
 def test_the_quality_of_a_draft_model_is_its_share_of_hits_over_all_nodes() -> None:

@@ -27,8 +27,10 @@ def numbers(batch: VerificationBatch) -> list[int]:
 
 def test_every_live_session_is_in_the_step() -> None:
     factor = SourceFactor(11, 0.9)
-    sessions = [SessionState(1, (factor,), 5.0), SessionState(2, (), 3.0)]
-    batch = plan(9.0, sessions, COSTS, PlanLimits(max_rows=8, prefill_tokens=300), 7)
+    sessions = [SessionState(1, 5.0), SessionState(2, 3.0)]
+    nodes = {1: [factor], 2: []}
+    limits = PlanLimits(max_rows=8, prefill_tokens=300)
+    batch = plan(9.0, sessions, COSTS, limits, 7, nodes.__getitem__)
     assert batch.step_no == 7
     assert batch.entries == [StepEntry(1, 8, [factor]), StepEntry(2, 8, [])]
     assert batch.row_price == pytest.approx(0.05)
@@ -38,16 +40,16 @@ def test_every_live_session_is_in_the_step() -> None:
 
 
 def test_the_engine_guesses_from_the_text_only_where_it_may() -> None:
-    batch = plan(1.0, [SessionState(1, (), 0.0)], COSTS, PlanLimits(has_ngram=False), 1)
+    batch = plan(1.0, [SessionState(1, 0.0)], COSTS, PlanLimits(has_ngram=False), 1)
     assert batch.ngram_hit_rates == []
 
 
 def test_law3_critical_path_is_free_of_nodes() -> None:
     """A session without any node is planned exactly like the others, and nothing is waited for."""
-    with_nodes = [SessionState(n, (SourceFactor(n, 1.0),), 0.0) for n in range(1, 5)]
-    without = [SessionState(n, (), 0.0) for n in range(1, 5)]
-    planned = [plan(1.0, sessions, COSTS, PlanLimits(), 1) for sessions in (with_nodes, without)]
-    assert [numbers(batch) for batch in planned] == [[1, 2, 3, 4]] * 2
+    sessions = [SessionState(n, 0.0) for n in range(1, 5)]
+    drafted = plan(1.0, sessions, COSTS, PlanLimits(), 1, lambda n: [SourceFactor(n, 1.0)])
+    alone = plan(1.0, sessions, COSTS, PlanLimits(), 1)
+    assert numbers(drafted) == numbers(alone) == [1, 2, 3, 4]
 
 
 def test_nothing_live_makes_an_empty_step() -> None:
@@ -56,23 +58,24 @@ def test_nothing_live_makes_an_empty_step() -> None:
 
 def test_a_session_that_only_nodes_on_trial_draft_for_gets_few_rows() -> None:
     trial, known = SourceFactor(1, 0.5, max_rows=8), SourceFactor(2, 1.0)
-    sessions = [
-        SessionState(number, sources, 0.0)
-        for number, sources in enumerate([(), (trial,), (known,), (trial, known)])
-    ]
-    batch = plan(1.0, sessions, COSTS, PlanLimits(max_rows=32), 1)
-    assert [entry.max_rows for entry in batch.entries] == [32, 8, 32, 32]
-    assert plan(1.0, sessions, COSTS, PlanLimits(max_rows=4), 1).entries[1].max_rows == 4
+    nodes = [[], [trial], [known], [trial, known]]
+    sessions = [SessionState(number, 0.0) for number in range(4)]
+
+    def max_rows(costs: Costs, most: int) -> list[int]:
+        batch = plan(1.0, sessions, costs, PlanLimits(max_rows=most), 1, nodes.__getitem__)
+        return [entry.max_rows for entry in batch.entries]
+
+    assert max_rows(COSTS, 32) == [32, 8, 32, 32]
+    assert max_rows(COSTS, 4)[1] == 4
     drafting = replace(COSTS, level=LevelCosts(0.008, 0.0))
-    batch = plan(1.0, sessions, drafting, PlanLimits(max_rows=32), 1)
-    assert [entry.max_rows for entry in batch.entries] == [32] * 4  # its own levels need them
+    assert max_rows(drafting, 32) == [32] * 4  # its own levels need them
 
 
 # --- a capped step -------------------------------------------------------------------------------
 
 
 def test_at_a_cap_more_are_named_than_it_takes_the_longest_waiting_first() -> None:
-    sessions = [SessionState(n, (), last_planned_s=n / 100, last_step=9) for n in range(40, 0, -1)]
+    sessions = [SessionState(n, last_planned_s=n / 100, last_step=9) for n in range(40, 0, -1)]
     batch = plan(0.5, sessions, COSTS, PlanLimits(max_batch=3), 10)
     assert batch.max_sessions == 3
     assert numbers(batch) == list(range(1, 3 * CANDIDATES_PER_PLACE + 1))
@@ -80,10 +83,10 @@ def test_at_a_cap_more_are_named_than_it_takes_the_longest_waiting_first() -> No
 
 
 def test_where_all_fit_under_the_cap_it_is_only_a_bound() -> None:
-    sessions = [SessionState(n, (), 0.0) for n in range(3)]
+    sessions = [SessionState(n, 0.0) for n in range(3)]
     assert plan(0.5, sessions, COSTS, PlanLimits(max_batch=3), 10).max_sessions == 0
     # a fourth, whose prompt may be read by the time the step starts
-    reading = [*sessions, SessionState(3, (), 0.0, num_prompt_left=5)]
+    reading = [*sessions, SessionState(3, 0.0, num_prompt_left=5)]
     batch = plan(0.5, reading, COSTS, PlanLimits(max_batch=3), 10)
     assert batch.max_sessions == 3
     assert numbers(batch) == [0, 1, 2, 3]
@@ -91,7 +94,7 @@ def test_where_all_fit_under_the_cap_it_is_only_a_bound() -> None:
 
 def test_short_sessions_go_first_and_inside_a_level_the_oldest() -> None:
     levels = {1: 2, 2: 0, 3: 1, 4: 0}
-    sessions = [SessionState(n, (), -n / 10, level=at, last_step=9) for n, at in levels.items()]
+    sessions = [SessionState(n, -n / 10, level=at, last_step=9) for n, at in levels.items()]
     queued = plan(0.0, sessions, COSTS, PlanLimits(max_batch=1), 10)
     assert numbers(queued) == [4, 2, 3, 1]
     fcfs = plan(0.0, sessions, COSTS, PlanLimits(max_batch=1, has_queues=False), 10)
@@ -100,7 +103,7 @@ def test_short_sessions_go_first_and_inside_a_level_the_oldest() -> None:
 
 def test_who_waits_longer_than_the_bound_must_be_served() -> None:
     waits = {1: 0.1, 2: 0.9, 3: 0.6, 4: 0.7}
-    sessions = [SessionState(n, (), 5.0 - wait, last_step=9) for n, wait in waits.items()]
+    sessions = [SessionState(n, 5.0 - wait, last_step=9) for n, wait in waits.items()]
     batch = plan(5.0, sessions, COSTS, PlanLimits(max_batch=2, max_itl_s=0.5), 10)
     assert [(entry.session, entry.must) for entry in batch.entries] == [
         (2, True),
@@ -148,7 +151,6 @@ class Unfair:
         return [
             SessionState(
                 session,
-                (),
                 last_planned_s=self.random.random() if whims else float(known),
                 level=self.random.randint(0, 3),
                 last_step=max(known, sure.get(session, 0)),
@@ -206,7 +208,7 @@ def test_a_cap_leaves_the_engine_a_choice_while_nobody_falls_behind() -> None:
     """24 sessions in turns of 8, the last step's result not known yet: nobody has to be marked."""
     for step_no in range(6, 30):
         known = {turn: max(n for n in range(step_no - 1) if n % 3 == turn) for turn in range(3)}
-        states = [SessionState(n, (), 0.0, last_step=known[n % 3]) for n in range(24)]
+        states = [SessionState(n, 0.0, last_step=known[n % 3]) for n in range(24)]
         batch = plan(0.0, states, COSTS, PlanLimits(max_batch=8), step_no)
         assert len(batch.entries) == 24
         assert not any(entry.must for entry in batch.entries)
@@ -216,12 +218,12 @@ def test_a_cap_leaves_the_engine_a_choice_while_nobody_falls_behind() -> None:
 
 
 def test_without_streams_prompts_get_all_they_may() -> None:
-    sessions = [SessionState(1, (), 0.0, num_prompt_left=1000)]
+    sessions = [SessionState(1, 0.0, num_prompt_left=1000)]
     assert plan(1.0, sessions, COSTS, PlanLimits(prefill_tokens=300), 1).prefill_tokens == 300
 
 
 def test_beside_streams_prompts_lengthen_a_step_by_their_share() -> None:
-    sessions = [SessionState(1, (), 0.0, num_prompt_left=1000), SessionState(2, (), 0.0)]
+    sessions = [SessionState(1, 0.0, num_prompt_left=1000), SessionState(2, 0.0)]
     batch = plan(1.0, sessions, COSTS, PlanLimits(prefill_tokens=300), 1)
     assert batch.prefill_tokens == 40  # half of 40 ms at half a millisecond each
     free = Costs(StepCosts(0.04, 0.0), 100.0, ())
@@ -245,8 +247,8 @@ def test_prompts_never_stop_and_never_take_more_than_their_share(
     cap: int,
 ) -> None:
     costs = Costs(StepCosts(*step), 100.0, (), rows_per_session=rows)
-    sessions = [SessionState(n, (), 0.0) for n in range(num_streams)]
-    sessions.append(SessionState(num_streams, (), 0.0, num_prompt_left=10_000))
+    sessions = [SessionState(n, 0.0) for n in range(num_streams)]
+    sessions.append(SessionState(num_streams, 0.0, num_prompt_left=10_000))
     limits = PlanLimits(prefill_tokens=most, prefill_share=share, max_batch=cap)
     num_tokens = plan(1.0, sessions, costs, limits, 1).prefill_tokens
     assert 1 <= num_tokens <= most
@@ -258,10 +260,10 @@ def test_prompts_never_stop_and_never_take_more_than_their_share(
 
 def test_prompts_are_read_by_level_and_then_first_come_first_served() -> None:
     sessions = [
-        SessionState(1, (), 0.0, num_prompt_left=10, opened_s=1.0, level=1),
-        SessionState(2, (), 0.0, num_prompt_left=10, opened_s=3.0),
-        SessionState(3, (), 0.0),
-        SessionState(4, (), 0.0, num_prompt_left=10, opened_s=2.0),
+        SessionState(1, 0.0, num_prompt_left=10, opened_s=1.0, level=1),
+        SessionState(2, 0.0, num_prompt_left=10, opened_s=3.0),
+        SessionState(3, 0.0),
+        SessionState(4, 0.0, num_prompt_left=10, opened_s=2.0),
     ]
     assert numbers(plan(1.0, sessions, COSTS, PlanLimits(), 1)) == [3, 4, 2, 1]
     fcfs = plan(1.0, sessions, COSTS, PlanLimits(has_queues=False), 1)
@@ -269,8 +271,8 @@ def test_prompts_are_read_by_level_and_then_first_come_first_served() -> None:
 
 
 def test_law7_bounded_batches() -> None:
-    decoding = [SessionState(n, (), 0.0) for n in range(100)]
-    reading = [SessionState(n, (), 0.0, num_prompt_left=10) for n in range(100, 200)]
+    decoding = [SessionState(n, 0.0) for n in range(100)]
+    reading = [SessionState(n, 0.0, num_prompt_left=10) for n in range(100, 200)]
     batch = plan(1.0, decoding + reading, COSTS, PlanLimits(max_sessions=30), 1)
     assert sum(number < 100 for number in numbers(batch)) == 30
     assert sum(number >= 100 for number in numbers(batch)) == 30
@@ -319,7 +321,6 @@ def test_a_thousand_sessions_are_planned_in_about_a_millisecond(max_batch: int) 
     sessions = [
         SessionState(
             n,
-            (SourceFactor(n, 1.0),),
             rng.random(),
             num_prompt_left=rng.choice([0] * 9 + [500]),
             opened_s=rng.random(),
@@ -332,6 +333,6 @@ def test_a_thousand_sessions_are_planned_in_about_a_millisecond(max_batch: int) 
     times = []
     for _ in range(50):
         started_s = time.perf_counter()
-        plan(1.0, sessions, COSTS, limits, 1000)
+        plan(1.0, sessions, COSTS, limits, 1000, lambda n: [SourceFactor(n, 1.0)])
         times.append(time.perf_counter() - started_s)
     assert min(times) < 0.003  # 1 ms on an idle machine; a busy one must not fail the test

@@ -142,7 +142,6 @@ def step(live: list[Job], queues: Queues, limits: PlanLimits, step_no: int, now:
     states = [
         SessionState(
             job.number,
-            (),
             job.last_s,
             job.num_prompt_left,
             job.num_done,
