@@ -17,6 +17,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from specedge_p2p.lm.families import check_layer_kinds, longest_context
 from specedge_p2p.lm.files import Progress, find_model, fingerprint
 from specedge_p2p.lm.ports import ModelError, ModelInfo
 from specedge_p2p.lm.runner import TransformersModel
@@ -84,13 +85,7 @@ def _read_config(folder: Path, name: str) -> Any:  # noqa: ANN401
         raise ModelError(f"{name}: config.json is not understood: {_line(error)}") from error
     if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(f"{name}: {config.model_type} is not a causal (decoder-only) model")
-    text_config = config.get_text_config()
-    window = getattr(text_config, "sliding_window", None)
-    if window and getattr(text_config, "use_sliding_window", True):
-        raise ModelError(
-            f"{name}: sliding-window attention ({window} tokens) is not supported yet: "
-            "take a model with full attention"
-        )
+    check_layer_kinds(name, config.get_text_config())
     return config
 
 
@@ -122,7 +117,7 @@ def _info(folder: Path, name: str, config: Any, dtype: str) -> ModelInfo:  # noq
     return ModelInfo(
         name=name,
         vocab_size=int(text_config.vocab_size),
-        max_context=int(text_config.max_position_embeddings),
+        max_context=longest_context(text_config),
         eos_token_ids=_eos_token_ids(folder, text_config),
         dtype=dtype,
         fingerprint=fingerprint(folder),
