@@ -26,6 +26,7 @@ from node.settings import (
     software_version,
 )
 from specedge_p2p.identity.keys import Identity, IdentityError
+from specedge_p2p.lm.quantization import Quantize
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -87,6 +88,9 @@ Threads = Annotated[
     ),
 ]
 Arithmetic = Annotated[Dtype, typer.Option(help="Arithmetic; auto is float32, on a GPU bfloat16.")]
+Weights = Annotated[
+    Quantize, typer.Option(help="Weights of the draft model in 8 or 4 bits; needs torchao.")
+]
 Device = Annotated[str, typer.Option(help="Where the model runs: auto, cpu, cuda, cuda:1.")]
 LinkDelay = Annotated[
     float,
@@ -118,6 +122,7 @@ def join(
     ] = 16,
     threads: Threads,
     dtype: Arithmetic = "auto",
+    quantize: Weights = "none",
     device: Device = "auto",
     link_delay_ms: LinkDelay = 0.0,
     link_jitter_ms: Annotated[float, typer.Option(hidden=True)] = 0.0,
@@ -148,6 +153,7 @@ def join(
             max_sessions=max_sessions,
             threads=threads,
             dtype=dtype,
+            quantize=quantize,
             device=device,
             link_delay_s=link_delay_ms / 1000,
             link_jitter_s=link_jitter_ms / 1000,
@@ -175,6 +181,7 @@ def profile(
     draft_model: DraftModels = None,
     threads: Threads,
     dtype: Arithmetic = "auto",
+    quantize: Weights = "none",
     device: Device = "auto",
     link_delay_ms: LinkDelay = 0.0,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
@@ -195,6 +202,7 @@ def profile(
             draft_models=tuple(draft_model or (AUTO,)),
             threads=threads,
             dtype=dtype,
+            quantize=quantize,
             device=device,
             link_delay_s=link_delay_ms / 1000,
         )

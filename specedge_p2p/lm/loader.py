@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ from transformers.utils import logging as transformers_logging
 from specedge_p2p.lm.families import check_layer_kinds, longest_context
 from specedge_p2p.lm.files import Progress, find_model, fingerprint
 from specedge_p2p.lm.ports import ModelError, ModelInfo
+from specedge_p2p.lm.quantization import (
+    Quantize,
+    check_quantize,
+    quantize_weights,
+    quantized_fingerprint,
+)
 from specedge_p2p.lm.runner import TransformersModel
 from specedge_p2p.lm.tree_attention import register_attention
 
@@ -30,11 +37,12 @@ _DTYPES: dict[str, torch.dtype] = {
 }
 
 
-def load_model(
+def load_model(  # noqa: PLR0913 - all but the name are options
     name_or_path: str,
     *,
     dtype: str = "auto",
     device: str = "auto",
+    quantize: Quantize = "none",
     cache_rows: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -46,6 +54,7 @@ def load_model(
         dtype: of weights, cache and arithmetic; logits are chosen from in float32 or float64.
             "auto" is bfloat16 on a GPU and float32 elsewhere.
         device: "cpu", "cuda", "cuda:N"; "auto" takes a GPU where there is one.
+        quantize: "int8" or "int4" weights; see quantization.py.
         cache_rows: rows of key-value cache; None plans them from the memory.
         threads: of this process's torch; None leaves them.
         progress: called while files are downloaded.
@@ -61,6 +70,7 @@ def load_model(
         raise ModelError(f"dtype {dtype!r}: give one of {', '.join(_DTYPES)}")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError("this machine has no CUDA device that torch can use: give device cpu")
+    check_quantize(quantize, device, dtype)
     if threads is not None:
         torch.set_num_threads(threads)
     folder = find_model(name_or_path, progress=progress)
@@ -68,8 +78,10 @@ def load_model(
     with _quiet():
         model = _build(folder, name_or_path, config, _DTYPES[dtype])
         try:
+            quantize_weights(model, quantize, device)
             model = model.to(device)
             info = _info(folder, name_or_path, config, dtype)
+            info = replace(info, fingerprint=quantized_fingerprint(info.fingerprint, quantize))
             return TransformersModel(model, info, cache_rows)
         except torch.OutOfMemoryError as error:
             raise ModelError(f"{name_or_path} does not fit the memory of {device}") from error
