@@ -42,13 +42,15 @@ def check_windows(name: str, text_config: Any, windows: Mapping[int, int | None]
             )
 
 
-def longest_context(text_config: Any) -> int:  # noqa: ANN401
-    """Tokens up to which a row depends on nothing but what it sees.
+def longest_context(name: str, text_config: Any) -> int:  # noqa: ANN401
+    """Tokens up to which a row depends on nothing but what it sees. Raises ModelError.
 
     Rotary embeddings of the kinds `longrope` and `dynamic` change all positions once the longest
     text of a *batch* outgrows the length they were trained with; below it they are fixed.
     """
-    longest = int(text_config.max_position_embeddings)
+    longest = getattr(text_config, "max_position_embeddings", None)
+    if not isinstance(longest, int):
+        raise ModelError(f"{name}: its config states no longest context: not supported")
     rope = getattr(text_config, "rope_parameters", None) or {}
     by_layer_kind = [part for part in rope.values() if isinstance(part, dict)]
     for part in (rope, *by_layer_kind):

@@ -85,6 +85,8 @@ def load_model(  # noqa: PLR0913 - all but the name are options
             return TransformersModel(model, info, cache_rows)
         except torch.OutOfMemoryError as error:
             raise ModelError(f"{name_or_path} does not fit the memory of {device}") from error
+        except RuntimeError as error:
+            raise ModelError(f"{name_or_path} does not run in {dtype}: {_line(error)}") from error
 
 
 def _read_config(folder: Path, name: str) -> Any:  # noqa: ANN401
@@ -108,6 +110,8 @@ def _build(folder: Path, name: str, config: Any, dtype: torch.dtype) -> Any:  # 
             config=config,
             dtype=dtype,
             attn_implementation=register_attention(),
+            # The fused kernel of a mixture's experts does not know float64.
+            experts_implementation="eager" if dtype == torch.float64 else None,
             use_safetensors=True,
             output_loading_info=True,
         )
@@ -117,6 +121,8 @@ def _build(folder: Path, name: str, config: Any, dtype: torch.dtype) -> Any:  # 
         raise ModelError(f"{name}: weights cannot be read: {_line(error)}") from error
     except (ValueError, ImportError) as error:
         raise ModelError(f"{name}: not supported: {_line(error)}") from error
+    except KeyError as error:  # its attention is its own, not looked up by a name
+        raise ModelError(f"{name}: attention of {config.model_type} is not supported") from error
     except RuntimeError as error:
         raise ModelError(f"{name}: weights do not fit the config: {_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
@@ -129,7 +135,7 @@ def _info(folder: Path, name: str, config: Any, dtype: str) -> ModelInfo:  # noq
     return ModelInfo(
         name=name,
         vocab_size=int(text_config.vocab_size),
-        max_context=longest_context(text_config),
+        max_context=longest_context(name, text_config),
         eos_token_ids=_eos_token_ids(folder, text_config),
         dtype=dtype,
         fingerprint=fingerprint(folder),

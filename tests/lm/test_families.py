@@ -11,14 +11,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import BloomConfig
 
+from specedge_p2p.lm.families import longest_context
 from specedge_p2p.lm.loader import load_model
 from specedge_p2p.lm.ports import ModelError, Rows, SamplingParams
 from specedge_p2p.lm.runner import TransformersModel
 from specedge_p2p.noise import NoiseKey
 from tests.support.near_ties import Logits, assert_possible, error_bound
 from tests.support.shadows import GREEDY, check_any_batching
-from tests.support.tiny_models import FAMILIES, VOCAB_SIZE, WINDOW, plain_twin, save_tiny
+from tests.support.tiny_models import (
+    FAMILIES,
+    MIXTURES,
+    VOCAB_SIZE,
+    WINDOW,
+    plain_twin,
+    save_tiny,
+)
 
 FEW = settings(max_examples=settings().max_examples // 4)
 """There are many families; together they see enough batches."""
@@ -61,7 +70,7 @@ def subject(folder: Path, dtype: str) -> Subject:
     return Subject(load_model(str(folder), dtype=dtype, cache_rows=4096), logits, dtype)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=[*FAMILIES, *MIXTURES])
 def exact(request: pytest.FixtureRequest, folder_of: Callable[[str], Path]) -> Subject:
     return subject(folder_of(request.param), "float64")
 
@@ -154,6 +163,11 @@ def test_beyond_what_longrope_was_trained_with_a_context_ends(
     assert model.info.max_context == 128
 
 
+def test_a_config_without_a_longest_context_is_refused() -> None:
+    with pytest.raises(ModelError, match="states no longest context"):
+        longest_context("bloom", BloomConfig())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -163,6 +177,7 @@ def test_beyond_what_longrope_was_trained_with_a_context_ends(
         ),
         ({"layer_types": ["linear_attention"] * 3}, "linear_attention"),
         ({"sliding_window": 4}, "sliding window is meant"),
+        ({"model_type": "gptj"}, "attention of gptj is not supported"),
     ],
 )
 def test_attention_of_another_kind_is_refused(

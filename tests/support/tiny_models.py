@@ -11,9 +11,11 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 VOCAB_SIZE = 61
@@ -90,11 +92,23 @@ FAMILIES: Mapping[str, Callable[[], Any]] = {
     ),
 }
 
+MIXTURES: Mapping[str, Callable[[], Any]] = {
+    "mixtral-window": lambda: MixtralConfig(
+        **_COMMON, **_GROUPED, num_local_experts=4, sliding_window=WINDOW
+    ),
+    "qwen3-moe": lambda: Qwen3MoeConfig(
+        **_COMMON, **_GROUPED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
+    ),
+}
+"""Mixtures of experts. Rounding that moves a row to another expert moves its logits by more than
+any bound, so these are only compared in float64."""
+
 
 def save_tiny(family: str, folder: Path) -> Path:
     """Write the family's random model in the hub's format, float32."""
     torch.manual_seed(5)
-    model: Any = AutoModelForCausalLM.from_config(FAMILIES[family]())
+    config = {**FAMILIES, **MIXTURES}[family]()
+    model: Any = AutoModelForCausalLM.from_config(config)
     for weight in model.parameters():
         if weight.ndim == 1:  # norms and biases start as ones and zeros, which hide mistakes
             weight.data += 0.2 * torch.randn_like(weight)
@@ -104,5 +118,7 @@ def save_tiny(family: str, folder: Path) -> Path:
 
 def plain_twin(folder: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401
     """The unmodified transformers model, its weights rounded to `dtype`, in float64 arithmetic."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, experts_implementation="eager"
+    )
     return model.to(torch.float64).eval()
