@@ -40,7 +40,7 @@ class LayerAttention(Protocol):
         keys: Tensor,
         values: Tensor,
         scaling: float,
-        window: int | None,
+        window: int | None = None,
     ) -> Tensor:
         """From query [Hq, N, D], keys and values [N, Hkv, D] to the output [N, Hq, Dv].
 
@@ -103,7 +103,7 @@ class AttentionProbe:
         keys: Tensor,
         values: Tensor,
         scaling: float,
-        window: int | None,
+        window: int | None = None,
     ) -> Tensor:
         del scaling
         self.windows[layer] = window
@@ -175,7 +175,7 @@ class PagedAttention:
         keys: Tensor,
         values: Tensor,
         scaling: float,
-        window: int | None,
+        window: int | None = None,
     ) -> Tensor:
         self._cache.write(layer, self._new_rows, keys, values)
         if self._groups[0].queries is None:
