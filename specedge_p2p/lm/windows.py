@@ -40,7 +40,10 @@ class MaskBias:
     def _bias(self, window: int | None) -> Tensor:
         seen = self._seen if window is None else within_window(self._seen, window)
         num_entries, num_rows, num_cached = seen.shape
-        bias = torch.zeros((), dtype=self._like.dtype, device=self._like.device)
-        bias = torch.where(torch.from_numpy(seen).to(self._like.device), bias, float("-inf"))
-        bias = bias[:, None, None].expand(-1, -1, self._heads_per_kv, -1, -1)
-        return bias.reshape(num_entries, 1, self._heads_per_kv * num_rows, num_cached)
+        hidden = torch.from_numpy(~seen).to(self._like.device)[:, None, None]
+        bias = torch.zeros(
+            (num_entries, 1, self._heads_per_kv, num_rows, num_cached),
+            dtype=self._like.dtype,
+            device=self._like.device,
+        ).masked_fill_(hidden, float("-inf"))
+        return bias.view(num_entries, 1, self._heads_per_kv * num_rows, num_cached)
