@@ -17,6 +17,7 @@ from coordinator.cli_common import (
 )
 from specedge_p2p.errors import ClearError
 from specedge_p2p.identity.keys import parse_peer_id
+from specedge_p2p.lm.quantization import Quantize
 from specedge_p2p.names import PeerId
 
 app = typer.Typer(
@@ -77,6 +78,9 @@ def serve(
         typer.Option(help="Draft model to suggest to nodes, best first. Repeatable."),
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="Arithmetic of the target model.")] = Dtype.auto,
+    quantize: Annotated[
+        Quantize, typer.Option(help="Weights of the target model in 8 or 4 bits; needs torchao.")
+    ] = "none",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto takes a GPU.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")] = 1,
     kv_memory: Annotated[
@@ -179,6 +183,7 @@ def serve(
             model=model,
             engine_draft="" if engine_draft == "none" or engine_tree == "off" else engine_draft,
             dtype=dtype.value,
+            quantize=quantize,
             device=device,
             threads=threads,
             kv_memory=kv_memory,

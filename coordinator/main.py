@@ -129,6 +129,7 @@ async def _running_engine(settings: CoordinatorSettings) -> AsyncIterator[Proces
         EngineSettings(
             model=settings.model,
             dtype=settings.dtype,
+            quantize=settings.quantize,
             device=settings.device,
             threads=settings.threads,
             kv_memory=settings.kv_memory,

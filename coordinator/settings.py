@@ -7,6 +7,7 @@ from pathlib import Path
 from coordinator.engine.settings import Dtype
 from coordinator.scheduler.plan import FixedTree
 from specedge_p2p.errors import ClearError
+from specedge_p2p.lm.quantization import Quantize
 from specedge_p2p.names import PeerId
 from specedge_p2p.wire.messages import MAX_PROPOSAL_VERTICES, GrowthWishes
 
@@ -111,6 +112,7 @@ class CoordinatorSettings:
     model: str = "demo-target"
     engine_draft: str = ""
     dtype: Dtype = "auto"
+    quantize: Quantize = "none"
     device: str = "auto"
     threads: int = 1
     kv_memory: str = ""

@@ -30,6 +30,7 @@ from node.settings import (
     software_version,
 )
 from specedge_p2p.identity.keys import Identity, IdentityError
+from specedge_p2p.lm.quantization import Quantize
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -91,6 +92,9 @@ Threads = Annotated[
     ),
 ]
 Arithmetic = Annotated[Dtype, typer.Option(help="Arithmetic; auto is float32, on a GPU bfloat16.")]
+Weights = Annotated[
+    Quantize, typer.Option(help="Weights of the draft model in 8 or 4 bits; needs torchao.")
+]
 Device = Annotated[str, typer.Option(help="Where the model runs: auto, cpu, cuda, cuda:1.")]
 LinkDelay = Annotated[
     float,
@@ -122,6 +126,7 @@ def join(
     ] = 16,
     threads: Threads,
     dtype: Arithmetic = "auto",
+    quantize: Weights = "none",
     device: Device = "auto",
     priority: Annotated[
         Priority,
@@ -152,6 +157,7 @@ def join(
         settings = replace(
             _settings(home, coordinator, bootstrap, draft_model, threads, dtype, device),
             max_sessions=max_sessions,
+            quantize=quantize,
             link_delay_s=link_delay_ms / 1000,
             link_jitter_s=link_jitter_ms / 1000,
             link_loss=link_loss,
@@ -174,6 +180,7 @@ def profile(
     draft_model: DraftModels = None,
     threads: Threads,
     dtype: Arithmetic = "auto",
+    quantize: Weights = "none",
     device: Device = "auto",
     link_delay_ms: LinkDelay = 0.0,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
@@ -187,7 +194,7 @@ def profile(
     _log_to(Console(stderr=True), verbose=verbose)
     with _one_line_failures(interrupted=130):
         settings = _settings(home, coordinator, bootstrap, draft_model, threads, dtype, device)
-        settings = replace(settings, link_delay_s=link_delay_ms / 1000)
+        settings = replace(settings, quantize=quantize, link_delay_s=link_delay_ms / 1000)
         trio.run(run_profile, settings, Console())
 
 

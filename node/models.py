@@ -44,7 +44,12 @@ def prepare_draft(
     with _download_bar(console) as report:
         tokenizer = Tokenizer.load(name, progress=report)
         loaded = load_model(
-            name, dtype=dtype, device=where, threads=settings.threads, progress=report
+            name,
+            dtype=dtype,
+            device=where,
+            quantize=settings.quantize,
+            threads=settings.threads,
+            progress=report,
         )
     model: LanguageModel = loaded if device is None else device.as_draft(loaded)
     if settings.drafting == "random":
@@ -59,6 +64,8 @@ def machine_text(settings: NodeSettings) -> str:
     """What a measurement holds for: device, arithmetic, threads, emulation and software."""
     where, dtype = _device_and_dtype(settings)
     parts = [platform.node(), where, dtype, f"{settings.threads} threads", software_version()]
+    if settings.quantize != "none":
+        parts.append(f"{settings.quantize} weights")
     if settings.emulate:
         parts.append(f"as {settings.emulate} x{settings.stretch:g}")
     return ", ".join(parts)

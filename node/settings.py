@@ -13,6 +13,7 @@ from multiaddr.exceptions import Error as MultiaddrError
 
 from node.slow_link import LinkConditions
 from specedge_p2p.identity.keys import parse_peer_id
+from specedge_p2p.lm.quantization import Quantize
 
 Dtype = Literal["auto", "float32", "bfloat16", "float64"]
 Priority = Literal["low", "normal"]
@@ -37,7 +38,7 @@ class NodeSettings:
         draft_models: names on the model hub, folders, or "auto"; of several the best is taken.
         max_sessions: most generations drafted for at once.
         threads: CPU threads of the draft model.
-        dtype: arithmetic of the draft model.
+        dtype, quantize: arithmetic and weights of the draft model.
         device: where it runs; "auto" takes a GPU if there is one.
         link_delay_s: round trip added to the link, for measuring.
         link_jitter_s, link_loss, link_churn_s, link_seed: see `node.slow_link.LinkConditions`.
@@ -54,6 +55,7 @@ class NodeSettings:
     max_sessions: int = 16
     threads: int = 1
     dtype: Dtype = "auto"
+    quantize: Quantize = "none"
     device: str = "auto"
     link_delay_s: float = 0.0
     link_jitter_s: float = 0.0

@@ -31,6 +31,7 @@ def load_models(settings: EngineSettings) -> EngineModels:
             name,
             dtype=settings.dtype,
             device=settings.device,
+            quantize=settings.quantize,
             cache_rows=settings.cache_rows or memory,
             threads=settings.threads or None,
         )

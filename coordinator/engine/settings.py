@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from specedge_p2p.lm.quantization import Quantize
+
 Dtype = Literal["auto", "float32", "bfloat16", "float64"]
 
 
@@ -12,6 +14,7 @@ class EngineSettings:
 
     Args:
         model: hub name, folder or the name of a demo model.
+        quantize: weights of the models in 8 or 4 bits.
         threads: CPU threads of the forward; 0 leaves the choice to the library.
         step_floor_s: every step takes at least this long; stands for a slower device.
         cache_rows: rows of the key-value cache over all sessions; 0 plans them from kv_memory.
@@ -25,6 +28,7 @@ class EngineSettings:
 
     model: str
     dtype: Dtype = "auto"
+    quantize: Quantize = "none"
     device: str = "cpu"
     threads: int = 0
     step_floor_s: float = 0.0

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,16 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from specedge_p2p.lm.families import check_layer_kinds, longest_context
 from specedge_p2p.lm.files import Progress, find_model, fingerprint
 from specedge_p2p.lm.kv_memory import KvMemory
 from specedge_p2p.lm.ports import ModelError, ModelInfo
+from specedge_p2p.lm.quantization import (
+    Quantize,
+    check_quantize,
+    quantize_weights,
+    quantized_fingerprint,
+)
 from specedge_p2p.lm.runner import TransformersModel
 from specedge_p2p.lm.tree_attention import register_attention
 
@@ -30,11 +38,12 @@ _DTYPES: dict[str, torch.dtype] = {
 }
 
 
-def load_model(
+def load_model(  # noqa: PLR0913 - all but the name are options
     name_or_path: str,
     *,
     dtype: str = "auto",
     device: str = "auto",
+    quantize: Quantize = "none",
     cache_rows: int | KvMemory | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -46,6 +55,7 @@ def load_model(
         dtype: of weights, cache and arithmetic; logits are chosen from in float32 or float64.
             "auto" is bfloat16 on a GPU and float32 elsewhere.
         device: "cpu", "cuda", "cuda:N"; "auto" takes a GPU where there is one.
+        quantize: "int8" or "int4" weights; see quantization.py.
         cache_rows: rows of key-value cache, or the memory that they may take; None plans them
             from what is free.
         threads: of this process's torch; None leaves them.
@@ -62,6 +72,7 @@ def load_model(
         raise ModelError(f"dtype {dtype!r}: give one of {', '.join(_DTYPES)}")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError("this machine has no CUDA device that torch can use: give device cpu")
+    check_quantize(quantize, device, dtype)
     if threads is not None:
         torch.set_num_threads(threads)
     folder = find_model(name_or_path, progress=progress)
@@ -69,11 +80,15 @@ def load_model(
     with _quiet():
         model = _build(folder, name_or_path, config, _DTYPES[dtype])
         try:
+            quantize_weights(model, quantize, device)
             model = model.to(device)
             info = _info(folder, name_or_path, config, dtype)
+            info = replace(info, fingerprint=quantized_fingerprint(info.fingerprint, quantize))
             return TransformersModel(model, info, cache_rows)
         except torch.OutOfMemoryError as error:
             raise ModelError(f"{name_or_path} does not fit the memory of {device}") from error
+        except RuntimeError as error:
+            raise ModelError(f"{name_or_path} does not run in {dtype}: {_line(error)}") from error
 
 
 def _read_config(folder: Path, name: str) -> Any:  # noqa: ANN401
@@ -86,13 +101,7 @@ def _read_config(folder: Path, name: str) -> Any:  # noqa: ANN401
         raise ModelError(f"{name}: config.json is not understood: {_line(error)}") from error
     if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(f"{name}: {config.model_type} is not a causal (decoder-only) model")
-    text_config = config.get_text_config()
-    window = getattr(text_config, "sliding_window", None)
-    if window and getattr(text_config, "use_sliding_window", True):
-        raise ModelError(
-            f"{name}: sliding-window attention ({window} tokens) is not supported yet: "
-            "take a model with full attention"
-        )
+    check_layer_kinds(name, config.get_text_config())
     return config
 
 
@@ -103,6 +112,8 @@ def _build(folder: Path, name: str, config: Any, dtype: torch.dtype) -> Any:  # 
             config=config,
             dtype=dtype,
             attn_implementation=register_attention(),
+            # The fused kernel of a mixture's experts does not know float64.
+            experts_implementation="eager" if dtype == torch.float64 else None,
             use_safetensors=True,
             output_loading_info=True,
         )
@@ -112,6 +123,8 @@ def _build(folder: Path, name: str, config: Any, dtype: torch.dtype) -> Any:  # 
         raise ModelError(f"{name}: weights cannot be read: {_line(error)}") from error
     except (ValueError, ImportError) as error:
         raise ModelError(f"{name}: not supported: {_line(error)}") from error
+    except KeyError as error:  # its attention is its own, not looked up by a name
+        raise ModelError(f"{name}: attention of {config.model_type} is not supported") from error
     except RuntimeError as error:
         raise ModelError(f"{name}: weights do not fit the config: {_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
@@ -124,7 +137,7 @@ def _info(folder: Path, name: str, config: Any, dtype: str) -> ModelInfo:  # noq
     return ModelInfo(
         name=name,
         vocab_size=int(text_config.vocab_size),
-        max_context=int(text_config.max_position_embeddings),
+        max_context=longest_context(name, text_config),
         eos_token_ids=_eos_token_ids(folder, text_config),
         dtype=dtype,
         fingerprint=fingerprint(folder),

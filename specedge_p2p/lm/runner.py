@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from specedge_p2p.lm.families import check_windows
 from specedge_p2p.lm.free_memory import free_memory
 from specedge_p2p.lm.kv_cache import KvCache
 from specedge_p2p.lm.kv_memory import KvMemory, plan_cache
@@ -148,7 +149,9 @@ class TransformersModel:
     def _probe(self) -> Any:  # noqa: ANN401
         probe = AttentionProbe()
         row = torch.zeros((1, 1), dtype=torch.long, device=self._like.device)
-        self._model(input_ids=row, position_ids=row, use_cache=False, layer_attention=probe)
+        model: Any = self._model
+        model(input_ids=row, position_ids=row, use_cache=False, layer_attention=probe)
+        check_windows(self._info.name, model.config.get_text_config(), probe.windows)
         return probe.result()
 
     @torch.inference_mode()

@@ -9,20 +9,16 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
-from jinja2 import TemplateError, TemplateSyntaxError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as FastTokenizer
 
+from specedge_p2p.lm.chat_template import TemplateRefused as TemplateRefused
+from specedge_p2p.lm.chat_template import render_chat
 from specedge_p2p.lm.detokenizer import IncrementalDetokenizer as IncrementalDetokenizer
 from specedge_p2p.lm.detokenizer import StopStrings as StopStrings
 from specedge_p2p.lm.files import TOKENIZER_FILES, Progress, find_model
 from specedge_p2p.lm.ports import ModelError
 
 _NAMED_SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
-
-
-class TemplateRefused(ValueError):
-    """The chat template does not take these messages; the text says why."""
 
 
 class TextCodec(Protocol):
@@ -88,17 +84,7 @@ class Tokenizer:
         """
         if self._template is None:
             raise TemplateRefused("this model has no chat template: use plain completions")
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _raise_template_error
-        environment.filters["tojson"] = _to_json
-        try:
-            text = environment.from_string(self._template).render(
-                messages=list(messages), add_generation_prompt=True, **self._specials
-            )
-        except TemplateSyntaxError as error:
-            raise TemplateRefused(f"the model's chat template is broken: {error}") from error
-        except (TemplateError, KeyError, TypeError, ValueError) as error:
-            raise TemplateRefused(f"the chat template refuses the messages: {error}") from error
+        text = render_chat(self._template, messages, self._specials)
         return list(self._fast.encode(text, add_special_tokens=False).ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -135,11 +121,3 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     if isinstance(template, list):  # several, by name
         template = {entry["name"]: entry["template"] for entry in template}.get("default")
     return template
-
-
-def _raise_template_error(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _to_json(value: object, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)

@@ -22,10 +22,11 @@ from specedge_p2p.lm.kv_cache import CacheShape, KvCache
 from specedge_p2p.lm.pages import CachedSequence
 from specedge_p2p.lm.ports import ModelError, Rows
 from specedge_p2p.lm.rows import visible_slots
+from specedge_p2p.lm.windows import MaskBias
 
 ATTENTION_NAME = "specedge_paged_tree"
 _SMALL_ENTRY, _LARGE_ENTRY = 16, 64
-_UNSUPPORTED = ("softcap", "s_aux", "sliding_window")
+_UNSUPPORTED = ("softcap", "s_aux")
 """Arguments by which a model asks for an attention that is not computed here."""
 
 
@@ -33,9 +34,18 @@ class LayerAttention(Protocol):
     """What happens in one layer of one forward."""
 
     def attend(
-        self, layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float
+        self,
+        layer: int,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scaling: float,
+        window: int | None = None,
     ) -> Tensor:
-        """From query [Hq, N, D], keys and values [N, Hkv, D] to the output [N, Hq, Dv]."""
+        """From query [Hq, N, D], keys and values [N, Hkv, D] to the output [N, Hq, Dv].
+
+        `window`: a row sees so many tokens at most, itself included; None: all before it.
+        """
         ...
 
 
@@ -53,6 +63,7 @@ def attend(  # noqa: PLR0913 - transformers calls it so
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     layer_attention: LayerAttention | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
@@ -62,6 +73,8 @@ def attend(  # noqa: PLR0913 - transformers calls it so
         raise ModelError("the model does not pass arguments on to its attention layers")
     if unsupported := [name for name in _UNSUPPORTED if kwargs.get(name) is not None]:
         raise ModelError(f"this model's attention needs {', '.join(unsupported)}: not supported")
+    if not getattr(module, "is_causal", True):
+        raise ModelError("this model's attention is not causal: not supported")
     layer = getattr(module, "layer_idx", None)
     if not isinstance(layer, int):
         raise ModelError("the model does not number its attention layers")
@@ -71,6 +84,7 @@ def attend(  # noqa: PLR0913 - transformers calls it so
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
         query.shape[-1] ** -0.5 if scaling is None else scaling,
+        sliding_window or None,
     )
     return output.unsqueeze(0), None
 
@@ -80,11 +94,19 @@ class AttentionProbe:
 
     def __init__(self) -> None:
         self._shapes: dict[int, tuple[int, int, int, int]] = {}
+        self.windows: dict[int, int | None] = {}
 
     def attend(
-        self, layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float
+        self,
+        layer: int,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scaling: float,
+        window: int | None = None,
     ) -> Tensor:
         del scaling
+        self.windows[layer] = window
         num_query_heads = query.shape[0]
         self._shapes[layer] = (num_query_heads, keys.shape[1], keys.shape[2], values.shape[2])
         return query.new_zeros(query.shape[1], num_query_heads, values.shape[2])
@@ -122,7 +144,7 @@ class _Group:
 
     size: tuple[int, int, int]
     cached: Tensor  # physical rows [B * S]
-    bias: Tensor  # 0 where a row sees, -inf elsewhere [B, 1, heads_per_kv * T, S]
+    bias: MaskBias  # what each of [B, heads_per_kv * T] rows sees of S
     queries: Tensor | None  # flat rows [B * T]; None: all rows, in order
     real: Tensor | None  # which of [B * T] are no padding
     targets: Tensor | None  # the flat rows of those
@@ -147,21 +169,29 @@ class PagedAttention:
         ]
 
     def attend(
-        self, layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float
+        self,
+        layer: int,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scaling: float,
+        window: int | None = None,
     ) -> Tensor:
         self._cache.write(layer, self._new_rows, keys, values)
         if self._groups[0].queries is None:
-            return self._attend_group(self._groups[0], layer, query, scaling)
+            return self._attend_group(self._groups[0], layer, query, scaling, window)
         output = query.new_empty(query.shape[1], query.shape[0], values.shape[2])
         for group in self._groups:
             assert group.queries is not None and group.real is not None  # noqa: S101, PT018
             assert group.targets is not None  # noqa: S101
             rows = query.index_select(1, group.queries)
-            result = self._attend_group(group, layer, rows, scaling)
+            result = self._attend_group(group, layer, rows, scaling, window)
             output.index_copy_(0, group.targets, result.index_select(0, group.real))
         return output
 
-    def _attend_group(self, group: _Group, layer: int, query: Tensor, scaling: float) -> Tensor:
+    def _attend_group(
+        self, group: _Group, layer: int, query: Tensor, scaling: float, window: int | None
+    ) -> Tensor:
         """From query [Hq, B * T, D] to [B * T, Hq, Dv]."""
         num_entries, num_rows, num_cached = group.size
         keys, values = self._cache.gather(layer, group.cached)
@@ -176,7 +206,7 @@ class PagedAttention:
             folded,
             keys.view(num_entries, num_cached, num_kv_heads, dim).transpose(1, 2),
             values.view(num_entries, num_cached, num_kv_heads, -1).transpose(1, 2),
-            attn_mask=group.bias,
+            attn_mask=group.bias.of(window),
             scale=scaling,
         )
         value_dim = values.shape[2]
@@ -216,14 +246,11 @@ def _plan_group(
         queries[i, : entry.num_rows] = np.arange(entry.first, entry.first + entry.num_rows)
         real[i, : entry.num_rows] = True
         _fill_seen(seen[i], entry)
-    bias = torch.zeros((), dtype=like.dtype, device=like.device)
-    bias = torch.where(torch.from_numpy(seen).to(like.device), bias, float("-inf"))
-    bias = bias[:, None, None].expand(-1, -1, heads_per_kv, -1, -1)
     needs_index = not (is_only and real.all())
     return _Group(
         size=(num_entries, num_rows, num_cached),
         cached=_on(like, cached.ravel()),
-        bias=bias.reshape(num_entries, 1, heads_per_kv * num_rows, num_cached),
+        bias=MaskBias(seen, heads_per_kv, like),
         queries=_on(like, queries.ravel()) if needs_index else None,
         real=_on(like, np.flatnonzero(real)) if needs_index else None,
         targets=_on(like, queries[real]) if needs_index else None,

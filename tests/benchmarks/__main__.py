@@ -13,6 +13,7 @@ from msgspec import convert
 from rich.console import Console
 
 from specedge_p2p.errors import ClearError, outside_groups
+from tests.benchmarks import determinism as flips
 from tests.benchmarks.figures import Run
 from tests.benchmarks.machine import this_machine
 from tests.benchmarks.pipeline import Effort, Figures, cells_named, measure
@@ -91,6 +92,25 @@ def pipeline(
         markdown.write_text(text, "utf-8")
     if svg is not None:
         svg.write_text(chart(figures.checks), "utf-8")
+
+
+@app.command()
+def determinism(
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures to this file.")
+    ] = None,
+    num_tokens: Annotated[
+        int, typer.Option("--tokens", min=1, max=1800, help="Of each of the texts.")
+    ] = 640,
+) -> None:
+    """How often the shape of a batch changes a token, by dtype."""
+    figures = flips.measure(num_tokens)
+    print(this_machine())
+    print(flips.table(figures.rows))
+    print("\n".join(check_lines(figures.checks)))
+    if json_file is not None:
+        content = {"machine": asdict(this_machine()), **asdict(figures)}
+        json_file.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 
 def _say(text: str) -> None:

@@ -82,7 +82,6 @@ def test_a_truncated_weight_file_is_refused(tmp_path: Path) -> None:
     [
         ({"model_type": "t5"}, "not a causal"),
         ({"model_type": "no-such-kind"}, "not understood"),
-        ({"model_type": "mistral", "sliding_window": 128}, "sliding-window"),
         ({"num_hidden_layers": 3}, "weights are missing"),
         ({"hidden_size": 128}, "not understood"),
         ({"intermediate_size": 64}, "do not fit"),
