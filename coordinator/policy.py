@@ -8,6 +8,7 @@ from coordinator.scheduler.costs import (
     Costs,
     LevelCosts,
     LevelTimes,
+    LevelWorth,
     NgramRates,
     StepCosts,
     StepShape,
@@ -80,6 +81,7 @@ class StepPolicy:
         self._ngram_rates = NgramRates()
         self._shape = StepShape()
         self._own_factor = Factor()
+        self._level_worth = LevelWorth()
         self._own_fingerprint = b""
         self._queues = Queues()
         self._sessions: dict[int, _Progress] = {}
@@ -95,6 +97,7 @@ class StepPolicy:
             tokens_per_s=self._throughput.tokens_per_s,
             ngram_hit_rates=self._ngram_rates.rates,
             level=None if levels is None else levels.costs,
+            level_worth=self._level_worth.value,
             own_factor=self._own_factor.value,
             own_draft=0 if levels is None else self._factors.draft(self._own_fingerprint),
             own_quality=0.0 if levels is None else self._factors.quality(self._own_fingerprint),
@@ -177,7 +180,9 @@ class StepPolicy:
 
     def _learn_times(self, step: StepDone, num_tokens: int) -> None:
         step_s = step.ended_s - step.started_s
-        self._throughput.observe(num_tokens, step_s)
+        # Prompts take their time whatever is guessed, so that time is not part of the price of time.
+        prompts_s = self._step_times.costs.row_time_s * step.num_prefill_rows
+        self._throughput.observe(num_tokens, step_s - prompts_s)
         if not step.num_forward_rows:
             return
         self._step_times.observe(
@@ -187,8 +192,14 @@ class StepPolicy:
         self._shape.observe(
             step.num_forward_rows - step.num_prefill_rows, step.num_context_rows, num_decoding
         )
-        if self._level_times is not None and step.num_levels:
+        if self._level_times is None:
+            return
+        if step.num_levels:
             self._level_times.observe(step.num_levels, step.num_level_rows, step.level_s)
+            self._level_worth.observe(step.level_mass, _num_by_levels_alone(step))
+        else:
+            self._level_times.fade()
+            self._level_worth.fade()
 
     def _learn_service(self, step: StepDone) -> None:
         now, costs = self._clock(), self._step_times.costs
@@ -208,6 +219,11 @@ class StepPolicy:
             cost_s = costs.step_time_s / len(step.results)
             cost_s += costs.row_time_s * (share + result.num_rows)
             self._queues.charge(result.session, cost_s, now)
+
+
+def _num_by_levels_alone(step: StepDone) -> int:
+    sources = (source for result in step.results for source in result.sources)
+    return sum(1 for by in sources if by.own and not by.ngram and not by.source)
 
 
 def _expectation(batch: VerificationBatch, states: Sequence[SessionState], now: float) -> _InFlight:

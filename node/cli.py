@@ -3,6 +3,9 @@
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -12,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from node.hardware import limit_threads
+from node.hardware import limit_threads, yield_to_others
 from node.main import EXPECTED_FAILURES, run_node
 from node.profiling import run_profile
 from node.receipts import ReceiptBook
@@ -21,6 +24,7 @@ from node.settings import (
     Drafting,
     Dtype,
     NodeSettings,
+    Priority,
     default_home,
     default_threads,
     software_version,
@@ -119,6 +123,10 @@ def join(
     threads: Threads,
     dtype: Arithmetic = "auto",
     device: Device = "auto",
+    priority: Annotated[
+        Priority,
+        typer.Option(help="low: everything else on this machine goes first. normal: share evenly."),
+    ] = "low",
     link_delay_ms: LinkDelay = 0.0,
     link_jitter_ms: Annotated[float, typer.Option(hidden=True)] = 0.0,
     link_loss: Annotated[float, typer.Option(hidden=True)] = 0.0,
@@ -138,17 +146,12 @@ def join(
     """
     console = Console(stderr=True)
     _log_to(console, verbose=verbose)
-    limit_threads(threads)
-    try:
-        settings = NodeSettings(
-            home=home,
-            coordinators=tuple(coordinator or ()),
-            bootstrap=tuple(bootstrap or ()),
-            draft_models=tuple(draft_model or (AUTO,)),
+    if priority == "low":
+        yield_to_others()
+    with _one_line_failures(interrupted=0):
+        settings = replace(
+            _settings(home, coordinator, bootstrap, draft_model, threads, dtype, device),
             max_sessions=max_sessions,
-            threads=threads,
-            dtype=dtype,
-            device=device,
             link_delay_s=link_delay_ms / 1000,
             link_jitter_s=link_jitter_ms / 1000,
             link_loss=link_loss,
@@ -160,10 +163,6 @@ def join(
             drafting=drafting,
         )
         trio.run(run_node, settings, console)
-    except EXPECTED_FAILURES as error:
-        _fail(str(error))
-    except KeyboardInterrupt:  # before or after the signal receiver
-        raise typer.Exit(0) from None
 
 
 @app.command()
@@ -186,23 +185,10 @@ def profile(
     measured for as long as model, machine and software are the same.
     """
     _log_to(Console(stderr=True), verbose=verbose)
-    limit_threads(threads)
-    try:
-        settings = NodeSettings(
-            home=home,
-            coordinators=tuple(coordinator or ()),
-            bootstrap=tuple(bootstrap or ()),
-            draft_models=tuple(draft_model or (AUTO,)),
-            threads=threads,
-            dtype=dtype,
-            device=device,
-            link_delay_s=link_delay_ms / 1000,
-        )
+    with _one_line_failures(interrupted=130):
+        settings = _settings(home, coordinator, bootstrap, draft_model, threads, dtype, device)
+        settings = replace(settings, link_delay_s=link_delay_ms / 1000)
         trio.run(run_profile, settings, Console())
-    except EXPECTED_FAILURES as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
 
 
 @identity_app.command("show")
@@ -246,6 +232,39 @@ def receipts_audit(*, home: Home) -> None:
 
 def main() -> None:
     app()
+
+
+def _settings(
+    home: Path,
+    coordinators: list[str] | None,
+    bootstrap: list[str] | None,
+    draft_models: list[str] | None,
+    threads: int,
+    dtype: Dtype,
+    device: str,
+) -> NodeSettings:
+    """What `join` and `profile` have in common. Raises SettingsError."""
+    limit_threads(threads)
+    return NodeSettings(
+        home=home,
+        coordinators=tuple(coordinators or ()),
+        bootstrap=tuple(bootstrap or ()),
+        draft_models=tuple(draft_models or (AUTO,)),
+        threads=threads,
+        dtype=dtype,
+        device=device,
+    )
+
+
+@contextmanager
+def _one_line_failures(interrupted: int) -> Iterator[None]:
+    """Leave with 2 and one line for what a person can put right, with `interrupted` at Ctrl-C."""
+    try:
+        yield
+    except EXPECTED_FAILURES as error:
+        _fail(str(error))
+    except KeyboardInterrupt:  # before or after the signal receiver
+        raise typer.Exit(interrupted) from None
 
 
 def _identity(home: Path) -> Identity:

@@ -13,6 +13,8 @@ from node.level_times import LevelSample, LevelShape, LevelTimes
 from specedge_p2p.lm.ports import LanguageModel, Rows, SamplingParams
 
 WIDTHS = (1, 4, 16, 64)
+_LAST = 19
+"""The lowest of the usual priorities."""
 _CONTEXT = 64
 _LONG_CONTEXT = 512
 _SHARED = ((4, 8), (8, 4))
@@ -56,6 +58,12 @@ class Benchmark:
         return ", ".join(
             f"{level.width} in {level.level_time_s * 1000:.1f} ms" for level in self.levels
         )
+
+
+def yield_to_others() -> None:
+    """Let everything else on this machine go first, threads started later included."""
+    if hasattr(os, "setpriority"):  # not on Windows
+        os.setpriority(os.PRIO_PROCESS, 0, _LAST)
 
 
 def limit_threads(threads: int, environ: MutableMapping[str, str] = os.environ) -> None:

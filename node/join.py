@@ -88,6 +88,11 @@ class JoinLoop:
         """None before the draft model is loaded."""
         return self._worker
 
+    @property
+    def draft_model(self) -> str:
+        """Name of the one taken; "" before it is loaded."""
+        return "" if self._draft is None else self._draft.name
+
     def set_capacity(self, max_sessions: int) -> None:
         """How many sessions to take from now on; 0 pauses new ones."""
         self._capacity = max_sessions

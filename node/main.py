@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from node.emulation import EmulatedDrafts
 from node.governor import Governor
 from node.join import Draft, JoinLoop, JoinPorts
 from node.link_life import Refused
@@ -26,7 +27,7 @@ from node.status import Snapshot, status_line
 from node.worker import WorkerStats
 from specedge_p2p.identity.home import only_process
 from specedge_p2p.identity.keys import Identity, IdentityError
-from specedge_p2p.lm.emulated import EmulatedDevice, PaddingTally, ProfileError, emulated_device
+from specedge_p2p.lm.emulated import ProfileError
 from specedge_p2p.lm.ports import ModelError
 from specedge_p2p.overlay.discovery import (
     FoundCoordinator,
@@ -55,9 +56,7 @@ async def run_node(settings: NodeSettings, console: Console) -> None:
 
     Raises EXPECTED_FAILURES, each with one line that says what to do.
     """
-    device = emulated_device(settings.emulate, settings.stretch)
-    if device is not None:
-        device.profile.level_cost()  # a profile without levels shows at once
+    emulated = EmulatedDrafts(settings.emulate, settings.stretch)
     with ExitStack() as stack:
         stack.enter_context(only_process(settings.home, "node"))
         identity = Identity.load_or_create(settings.key_file)
@@ -68,7 +67,7 @@ async def run_node(settings: NodeSettings, console: Console) -> None:
             async with open_overlay(
                 identity, listen=(), bootstrap=settings.bootstrap, dht="client"
             ) as overlay:
-                failure = await _Node(settings, overlay, book, console, scope, device).run()
+                failure = await _Node(settings, overlay, book, console, scope, emulated).run()
         if failure is not None:
             raise failure
 
@@ -83,10 +82,10 @@ class _Node:
         book: ReceiptBook,
         console: Console,
         scope: trio.CancelScope,
-        device: EmulatedDevice | None,
+        emulated: EmulatedDrafts,
     ) -> None:
         self._settings = settings
-        self._device = device
+        self._emulated = emulated
         self._overlay = overlay
         self._console = console
         self._scope = scope
@@ -129,9 +128,15 @@ class _Node:
         stats, num_links = (
             (WorkerStats(), 0) if worker is None else (worker.stats, worker.num_welcomes)
         )
-        tally = PaddingTally() if self._device is None else self._device.tally
         try:
-            write_report(settings.report, settings, stats, num_links, tally)
+            write_report(
+                settings.report,
+                self._loop.draft_model,
+                settings,
+                stats,
+                num_links,
+                self._emulated.tally,
+            )
         except OSError as error:
             log.error("the report could not be written: %s", error)
 
@@ -153,6 +158,7 @@ class _Node:
 
     async def _pick(self, names: Sequence[str], coordinator: FoundCoordinator) -> Draft:
         draft = await self._chooser.pick(names, coordinator)
+        self._emulated.tally.clear()  # of the trial
         self._is_prepared.set()
         return draft
 
@@ -165,7 +171,7 @@ class _Node:
             self._settings,
             self._console,
             time.perf_counter,
-            self._device,
+            self._emulated.device(name),
             abandon_on_cancel=True,
         )
         log.info("measured, vertices per level: %s", draft.measured)

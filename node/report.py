@@ -13,6 +13,7 @@ class NodeReport(msgspec.Struct, frozen=True):
     """Totals of one node process.
 
     Args:
+        draft_model: that it drafted with; "" when it left before one was loaded.
         num_links: links on which it was welcome.
         num_levels: levels run, empty ones too.
         num_sent: vertices proposed.
@@ -22,6 +23,7 @@ class NodeReport(msgspec.Struct, frozen=True):
             `specedge_p2p.lm.emulated`; 0 without one.
     """
 
+    draft_model: str
     emulate: str
     stretch: float
     num_links: int
@@ -39,10 +41,16 @@ class NodeReport(msgspec.Struct, frozen=True):
 
 
 def write_report(
-    file: Path, settings: NodeSettings, stats: WorkerStats, num_links: int, tally: PaddingTally
+    file: Path,
+    draft_model: str,
+    settings: NodeSettings,
+    stats: WorkerStats,
+    num_links: int,
+    tally: PaddingTally,
 ) -> None:
     """Raises OSError."""
     report = NodeReport(
+        draft_model=draft_model,
         emulate=settings.emulate,
         stretch=settings.stretch,
         num_links=num_links,

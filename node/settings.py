@@ -15,6 +15,7 @@ from node.slow_link import LinkConditions
 from specedge_p2p.identity.keys import parse_peer_id
 
 Dtype = Literal["auto", "float32", "bfloat16", "float64"]
+Priority = Literal["low", "normal"]
 Drafting = Literal["honest", "random", "replay"]
 AUTO = "auto"
 MAX_SESSIONS = 64
@@ -40,7 +41,7 @@ class NodeSettings:
         device: where it runs; "auto" takes a GPU if there is one.
         link_delay_s: round trip added to the link, for measuring.
         link_jitter_s, link_loss, link_churn_s, link_seed: see `node.slow_link.LinkConditions`.
-        emulate: a device profile (name or file) that levels are padded to; "" for none.
+        emulate: what levels are padded to, see `node.emulation`; "" for nothing.
         stretch: real seconds that an emulated second takes, for levels and the link.
         report: a file for what the node did, written when it leaves.
         drafting: anything but "honest" is for the network's own tests.

@@ -25,7 +25,8 @@ def predicted_gain(
     of 14 to 94 ms, levels of 6 to 18 ms, round trips of 5 to 100 ms, first guesses right 69 to 85 %
     of the time. Root mean square error 0.11 tokens at a mean of 1.16. It compares nodes and draft
     models at one engine; what is measured later corrects it. However good its guesses, a node finds
-    no more than one token a level.
+    no more than one token a level, and the engine finds one a step without it: a model whose level
+    takes a step brings nothing.
 
     Args:
         acceptance: share of first guesses of the draft model that are the target's choice.
@@ -37,7 +38,7 @@ def predicted_gain(
     step_time_s = max(step_time_s, 1e-4)
     num_steps = (round_trip_s + LEVELS_TO_ANSWER * level_time_s) / step_time_s
     gain = _SCALE * float((known / (1 - known)) ** _ODDS_POWER) * math.exp(-_DECAY * num_steps)
-    return min(gain, step_time_s / max(level_time_s, 1e-6))
+    return min(gain, max(0.0, step_time_s / max(level_time_s, 1e-6) - 1))
 
 
 def break_even_level_s(

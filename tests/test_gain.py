@@ -59,5 +59,11 @@ def test_a_slow_engine_bears_a_much_larger_model() -> None:
     assert break_even_s(0.014) < 0.01
 
 
-def test_no_more_than_one_token_a_level() -> None:
-    assert predicted_gain(1.0, 0.05, 0.0, 0.1) == pytest.approx(2.0)
+def test_one_token_a_level_at_most_less_the_one_that_comes_without_a_node() -> None:
+    assert predicted_gain(1.0, 0.025, 0.0, 0.1) == pytest.approx(3.0)
+
+
+def test_a_model_that_is_always_right_but_no_quicker_than_the_engine_brings_nothing() -> None:
+    assert predicted_gain(1.0, 0.014, 0.0, 0.014) == 0
+    perfect = predicted_gain(1.0, 0.012, 0.015, 0.0143)
+    assert perfect < predicted_gain(0.69, 0.006, 0.015, 0.0143)

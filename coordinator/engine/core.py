@@ -208,6 +208,7 @@ class EngineCore:
             num_levels=levels.num_levels,
             num_level_rows=levels.num_rows,
             level_s=levels.level_s,
+            level_mass=levels.mass,
         )
 
     def _bind(self, batch: VerificationBatch) -> list[Work]:

@@ -97,6 +97,7 @@ class LevelTerms(msgspec.Struct, frozen=True, array_like=True):
         max_levels: most levels in one step.
         width: most vertices of one session that a level expands.
         factor: what the draft model's path probabilities are scaled with.
+        worth: tokens that levels brought lately, per token expected of them.
         is_fixed: grow max_levels whatever they bring; for measuring fixed trees.
         draft, quality: see SourceFactor.
     """
@@ -108,6 +109,7 @@ class LevelTerms(msgspec.Struct, frozen=True, array_like=True):
     max_levels: int = 3
     width: int = 4
     factor: float = 1.0
+    worth: float = 1.0
     is_fixed: bool = False
     draft: int = 0
     quality: float = 0.0
@@ -226,6 +228,7 @@ class StepDone(EngineMessage, frozen=True, array_like=True, tag=33):
         num_prefill_rows: prompt tokens among them.
         num_context_rows: cached rows of all sessions in the forward.
         num_levels, num_level_rows, level_s: the engine's own drafting in this step.
+        level_mass: tokens that were expected of it, before LevelTerms.worth.
         num_padded, num_late, used_s, padded_s: the tally of an emulated device since this engine
             was ready (see lm/emulated.py); 0 for a real one.
     """
@@ -241,6 +244,7 @@ class StepDone(EngineMessage, frozen=True, array_like=True, tag=33):
     num_levels: int = 0
     num_level_rows: int = 0
     level_s: float = 0.0
+    level_mass: float = 0.0
     num_padded: int = 0
     num_late: int = 0
     used_s: float = 0.0

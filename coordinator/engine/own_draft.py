@@ -11,7 +11,7 @@ session, or the step, goes on without.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -39,6 +39,8 @@ class Levels:
     num_levels: int = 0
     num_rows: int = 0
     level_s: float = 0.0
+    mass: float = 0.0
+    """Tokens that were expected of them."""
 
 
 @dataclass(slots=True)
@@ -54,12 +56,16 @@ class _Drafted:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Entry:
-    """One session's share of a level. Without a spread it writes known tokens."""
+    """One session's share of a level, and the tokens it is expected to bring.
+
+    Without a spread it writes known tokens.
+    """
 
     drafted: _Drafted
     work: Work
     rows: Rows
     vertices: list[int]
+    mass: float
     spread: Spread | None = None
 
 
@@ -105,7 +111,7 @@ class OwnDraft:
         if terms is None or self._num_errors >= MAX_ERRORS:
             return Levels(works)
         trees = {work.session.number: work for work in works if work.bound is not None}
-        started_s, num_levels, num_rows = self._clock(), 0, 0
+        started_s, num_levels, num_rows, mass = self._clock(), 0, 0, 0.0
         while num_levels < terms.max_levels:
             plan = self._plan(trees.values(), batch.row_price, terms, may_prefill=not num_levels)
             num_written = self._level(plan, batch.row_price)
@@ -113,6 +119,7 @@ class OwnDraft:
                 break
             num_levels += 1
             num_rows += num_written
+            mass += sum(entry.mass for entry in plan)
             trees |= {
                 number: rebound(work, batch)
                 for entry in plan
@@ -121,7 +128,7 @@ class OwnDraft:
         if not num_levels:
             return Levels(works)
         grown = [with_rows(trees.get(work.session.number, work)) for work in works]
-        return Levels(grown, num_levels, num_rows, self._clock() - started_s)
+        return Levels(grown, num_levels, num_rows, self._clock() - started_s, mass)
 
     def settle(self, session: EngineSession, token_ids: Sequence[int]) -> None:
         """Keep the rows of what was committed. Call it before the session commits."""
@@ -143,7 +150,7 @@ class OwnDraft:
     ) -> list[_Entry]:
         """What the next level writes; nothing where it does not pay."""
         plan: list[_Entry] = []
-        mass, num_new = 0.0, 0
+        num_new = 0
         room = self._max_prefill_rows if may_prefill else 0
         for work in works:
             drafted = self._open(work)
@@ -161,10 +168,13 @@ class OwnDraft:
             else:
                 entry = self._growth(drafted, work, vertices, found.rows)
             if entry is not None:
-                plan.append(entry)
-                mass += found.mass * min(1.0, terms.factor)  # what a bad draft brings is less
+                # What a bad draft model brings is less.
+                plan.append(replace(entry, mass=found.mass * min(1.0, terms.factor)))
                 num_new += len(found.rows)
-        return plan if terms.is_fixed or self._is_worth(mass, num_new, terms) else []
+        if terms.is_fixed:
+            return plan
+        mass = terms.worth * sum(entry.mass for entry in plan)
+        return plan if self._is_worth(mass, num_new, terms) else []
 
     def _is_worth(self, mass: float, num_new: int, terms: LevelTerms) -> bool:
         return pays(
@@ -238,7 +248,7 @@ class OwnDraft:
             visible=None,
             num_outputs=int(is_wanted),
         )
-        return _Entry(drafted, work, rows, vertices)
+        return _Entry(drafted, work, rows, vertices, 0.0)
 
     def _growth(
         self, drafted: _Drafted, work: Work, vertices: list[int], chosen: Sequence[int]
@@ -261,7 +271,7 @@ class OwnDraft:
         known = tuple(row for row in sorted(wanted) if tree.is_expanded(vertices[row]))
         spread = Spread(chain, known, new)
         planned = rows.plan(drafted.session.number, spread, bound, vertices)
-        return _Entry(drafted, work, planned, vertices, spread)
+        return _Entry(drafted, work, planned, vertices, 0.0, spread)
 
     def _can_read(self, drafted: _Drafted, token_ids: Sequence[int]) -> bool:
         if max(token_ids, default=0) >= self._model.info.vocab_size:

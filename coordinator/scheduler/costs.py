@@ -14,6 +14,11 @@ _BELIEF_GUESSES = 8.0
 _SHAPE_KEPT = 0.95
 """How much of the usual shape of a step is kept when another one was seen."""
 _TINY_S = 1e-6
+_BELIEF_STEPS = 3
+_BELIEF_TOKENS = 20.0
+"""What levels bring is believed to be what is expected until about so many tokens say otherwise."""
+_WORTH_KEPT = 0.99
+_MOST_WORTH = 1.2
 _CALIBRATED_ROWS = (1, 8, 32)
 """Widths that an engine measures when it starts."""
 
@@ -120,6 +125,36 @@ class LevelTimes:
         rows_each = num_rows / num_levels
         self._model.observe((1.0, max(0.0, rows_each - 1.0)), time_s / num_levels)
 
+    def fade(self) -> None:
+        """A step had no level: in time one is tried again."""
+        self._model.fade()
+
+
+class LevelWorth:
+    """Learns what the engine's own levels bring, per token that was expected of them.
+
+    What is expected follows the draft model's probabilities. How much of it comes true depends on
+    what else is known of the same tokens, on how many children are too improbable to be verified,
+    and on the lead that a node's tree loses: so it is measured.
+    """
+
+    def __init__(self) -> None:
+        self._expected = self._brought = _BELIEF_TOKENS
+
+    @property
+    def value(self) -> float:
+        return min(_MOST_WORTH, self._brought / self._expected)
+
+    def observe(self, expected: float, num_brought: int) -> None:
+        """A step's levels were expected to bring so many tokens, and brought so many."""
+        self._expected = _WORTH_KEPT * self._expected + expected
+        self._brought = _WORTH_KEPT * self._brought + num_brought
+
+    def fade(self) -> None:
+        """A step had no level: in time one is tried again."""
+        self._expected += (1 - _WORTH_KEPT) * (_BELIEF_TOKENS - self._expected)
+        self._brought += (1 - _WORTH_KEPT) * (_BELIEF_TOKENS - self._brought)
+
 
 class StepShape:
     """What a decoding session usually brings to a step."""
@@ -145,27 +180,30 @@ class Throughput:
 
     Args:
         initial_per_s: what is believed before anything was measured.
-        horizon_s: engine time after which a measurement has lost two thirds of its weight.
+        memory: steps after which a measurement has lost two thirds of its weight. Steps, not
+            seconds: the load that a belief holds for changes within some steps on any device.
     """
 
-    def __init__(self, initial_per_s: float, horizon_s: float = 5.0) -> None:
-        if not (initial_per_s >= 0 and horizon_s > 0):
-            raise ValueError("a throughput needs a rate of at least 0 and a horizon above 0")
-        self._horizon_s = horizon_s
-        self._time_s = horizon_s / 10  # the belief weighs as much as this much engine time
-        self._num_tokens = initial_per_s * self._time_s
+    def __init__(self, initial_per_s: float, memory: float = 30.0) -> None:
+        if not (initial_per_s >= 0 and memory > 0):
+            raise ValueError("a throughput needs a rate of at least 0 and a memory above 0")
+        self._kept = math.exp(-1.0 / memory)
+        self._initial_per_s = initial_per_s
+        self._num_tokens = self._time_s = 0.0
 
     @property
     def tokens_per_s(self) -> float:
-        return self._num_tokens / self._time_s
+        return self._num_tokens / self._time_s if self._time_s else self._initial_per_s
 
     def observe(self, num_tokens: int, engine_s: float) -> None:
         """A step took `engine_s` and committed `num_tokens` over all its sessions."""
         if engine_s <= 0:
             return  # a clock too coarse for the step says nothing about its rate
-        kept = math.exp(-engine_s / self._horizon_s)
-        self._num_tokens = self._num_tokens * kept + num_tokens
-        self._time_s = self._time_s * kept + engine_s
+        if not self._time_s:  # the belief counts like a few steps
+            self._time_s = _BELIEF_STEPS * engine_s
+            self._num_tokens = self._initial_per_s * self._time_s
+        self._num_tokens = self._num_tokens * self._kept + num_tokens
+        self._time_s = self._time_s * self._kept + engine_s
 
 
 class NgramRates:
@@ -204,6 +242,7 @@ class Costs:
         tokens_per_s: see Throughput.
         ngram_hit_rates: see NgramRates.
         level: see LevelCosts; None where the engine has no draft model.
+        level_worth: see LevelWorth.
         own_factor, own_draft, own_quality: of that draft model, see factors.py.
         rows_per_session, context_per_session: see StepShape.
     """
@@ -212,6 +251,7 @@ class Costs:
     tokens_per_s: float
     ngram_hit_rates: tuple[float, ...]
     level: LevelCosts | None = None
+    level_worth: float = 1.0
     own_factor: float = 1.0
     own_draft: int = 0
     own_quality: float = 0.0

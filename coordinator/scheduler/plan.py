@@ -227,6 +227,7 @@ def _levels(costs: Costs, limits: PlanLimits) -> LevelTerms | None:
         max_levels=limits.max_levels if tree is None else tree.depth,
         width=limits.level_width if tree is None else tree.width,
         factor=costs.own_factor,
+        worth=costs.level_worth,
         is_fixed=tree is not None,
         draft=costs.own_draft,
         quality=costs.own_quality,

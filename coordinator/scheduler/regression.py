@@ -23,6 +23,7 @@ _Array = npt.NDArray[np.float64]
 _KEPT = 0.99
 _KEPT_AT_NEWS = 0.5
 """What was seen before the device changed says less of it."""
+_FADED = 0.02
 _SPEED_SHARE = 0.12
 _SPEED_SHARE_OF_NEWS = 0.6
 _SURPRISE = 1.25
@@ -68,6 +69,7 @@ class TimeModel:
             scaled /= float(scaled @ self._prior)
             self._squares += weight * np.outer(scaled, scaled)
             self._products += weight * scaled
+        self._calibrated = self._squares.copy(), self._products.copy()
 
     @property
     def coefficients_s(self) -> tuple[float, ...]:
@@ -101,6 +103,17 @@ class TimeModel:
         scaled /= expected_s
         self._squares += np.outer(scaled, scaled)
         self._products += scaled * ratio
+        self._coefficients = self._solved()
+
+    def fade(self) -> None:
+        """A step without a measurement: the calibration counts a little more again.
+
+        What looks too dear is not done, so without this a time that was once measured on a device
+        that was busy for a moment would be believed for ever.
+        """
+        squares, products = self._calibrated
+        self._squares = (1 - _FADED) * self._squares + _FADED * squares
+        self._products = (1 - _FADED) * self._products + _FADED * products
         self._coefficients = self._solved()
 
     def _is_news(self, ratio: float) -> bool:

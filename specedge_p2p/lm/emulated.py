@@ -197,6 +197,7 @@ class EmulatedDevice:
         stretch: real seconds that an emulated second takes.
         clock: seconds, rising.
         idle: how a forward waits for its end, on the same clock; may be changed between forwards.
+        tally: what is counted, possibly together with other devices of the process.
     """
 
     def __init__(
@@ -205,10 +206,11 @@ class EmulatedDevice:
         stretch: float = 1.0,
         clock: Clock = time.monotonic,
         idle: Idle = sleep_until,
+        tally: PaddingTally | None = None,
     ) -> None:
         self.profile = profile
         self.stretch = stretch
-        self.tally = PaddingTally()
+        self.tally = PaddingTally() if tally is None else tally
         self.idle = idle
         self._clock = clock
 

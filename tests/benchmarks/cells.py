@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tests.benchmarks.figures import CheckSpec, Metric
+from tests.benchmarks.figures import CheckSpec, ChoiceSpec, Metric
 from tests.benchmarks.servings import AUTO_NGRAM, NGRAM, NodeGroup, Serving, Situation
 
 A100 = Situation("a100-32b", 0.7, 8, ("3x4", "3x2"), ("2x4", "1x8"), 1.25)
@@ -16,7 +16,13 @@ PAPER_4 = Situation("paper-32b", 0.7, 4, ("4x8", "4x4"), ("3x8", "3x4"), 1.0)
 CPU_ONE = Situation("", 0.7, 1, (), (), 1.0)
 CPU_MANY = Situation("", 0.7, 8, (), (), 1.0)
 
-SMALL, LARGE = NodeGroup(4), NodeGroup(4, "large-12ms", "demo-target")
+SMALL_DRAFT, LARGE_DRAFT = "demo-draft", "demo-target"
+SMALL, LARGE = NodeGroup(4), NodeGroup(4, "large-12ms", (LARGE_DRAFT,))
+EITHER = NodeGroup(
+    4,
+    f"{SMALL_DRAFT}=rtx4090-1.7b,{LARGE_DRAFT}=large-12ms",
+    (SMALL_DRAFT, LARGE_DRAFT),
+)
 USELESS = ("--drafting", "random")
 NO_NGRAM = "--no-ngram"
 BEST_TREE_DEPTH_12 = "12x8"
@@ -35,7 +41,7 @@ class Cell:
 
     name: str
     servings: tuple[Serving, ...]
-    checks: tuple[CheckSpec, ...]
+    checks: tuple[CheckSpec | ChoiceSpec, ...]
 
 
 def all_cells() -> list[Cell]:
@@ -48,6 +54,7 @@ def all_cells() -> list[Cell]:
         *_floors(),
         _paper(),
         _second_draft(),
+        _choice(),
         *_many_and_one(),
     ]
 
@@ -180,21 +187,26 @@ def _floors() -> list[Cell]:
 
 def _second_draft() -> Cell:
     """A second node with another draft model; the larger one is the demo target itself."""
-    small = A100.ours("small-draft", (SMALL,), stretch=NODES_STRETCH, num_sessions=4)
-    large = A100.ours(
-        "large-draft",
-        (LARGE,),
-        stretch=NODES_STRETCH,
-        num_sessions=4,
-    )
-    both = A100.ours(
-        "both-drafts",
-        (SMALL, LARGE),
-        stretch=NODES_STRETCH,
-        num_sessions=4,
-    )
+    small, large = _with_draft(A100, "small-draft", SMALL), _with_draft(A100, "large-draft", LARGE)
+    both = _with_draft(A100, "both-drafts", SMALL, LARGE)
     check = _faster("second-draft", both, (small.name, large.name), 1.0)
     return Cell("second-draft", (small, large, both), (check,))
+
+
+def _choice() -> Cell:
+    """Nodes that have both draft models take the one that is measured to be better there."""
+    servings: list[Serving] = []
+    cases = []
+    for where in (A100, BIG, H200):
+        each = [_with_draft(where, "small-draft", SMALL), _with_draft(where, "large-draft", LARGE)]
+        either = _with_draft(where, "either-draft", EITHER)
+        servings += [*each, either]
+        cases.append((either.name, tuple(serving.name for serving in each)))
+    return Cell("choice", tuple(servings), (ChoiceSpec("choice", tuple(cases)),))
+
+
+def _with_draft(where: Situation, mode: str, *nodes: NodeGroup) -> Serving:
+    return where.ours(mode, nodes, stretch=NODES_STRETCH, num_sessions=4)
 
 
 def _floor(name: str, where: Situation, ours: Serving, bound: float) -> Cell:

@@ -4,7 +4,7 @@ import json
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -61,6 +61,8 @@ class Measured:
     nodes: Padding
     counters: dict[str, float]
     """Growth of the coordinator's counters during the run."""
+    drafts: tuple[str, ...] = ()
+    """Draft models that its nodes took, by name."""
 
 
 async def run(servings: Sequence[Serving], workload: Workload, say: Say) -> AsyncIterator[Measured]:
@@ -100,10 +102,11 @@ async def _on_one_network(
             for serving in servings:
                 say(f"{serving.name} (stretch {spec.stretch:g})")
                 results.append(await _serve(network, serving, workload))
-        nodes = _reports(Path(folder))
-    return [
-        Measured(m.serving, m.served, m.engine, nodes, m.counters) for m in results
-    ]  # a node tells of its padding once, when it leaves
+        said = _reports(Path(folder))
+    # A node tells of itself once, when it leaves.
+    nodes = sum((padding for padding, _ in said), start=Padding())
+    drafts = tuple(sorted({draft for _, draft in said if draft}))
+    return [replace(measured, nodes=nodes, drafts=drafts) for measured in results]
 
 
 async def _serve(network: Network, serving: Serving, workload: Workload) -> Measured:
@@ -131,7 +134,8 @@ async def _network(spec: NetworkSpec, folder: Path) -> AsyncIterator[Network]:
             home = folder / f"node-{number}"
             arguments = [
                 *("--home", str(home), "--coordinator", network.endpoints.addresses[0]),
-                *("--draft-model", group.draft_model, "--threads", "1"),
+                *("--threads", "1"),
+                *(part for name in group.draft_models for part in ("--draft-model", name)),
                 *("--link-delay-ms", str(group.round_trip_ms)),
                 *("--report", str(folder / f"report-{number}.json")),
                 *_emulate(group.profile, spec.stretch),
@@ -162,12 +166,13 @@ def _engine_padding(grown: dict[str, float]) -> Padding:
     )
 
 
-def _reports(folder: Path) -> Padding:
-    total = Padding()
-    for path in folder.glob("report-*.json"):
-        said = json.loads(path.read_text("utf-8"))
-        total += Padding(said["num_forwards"], said["num_late"], said["used_s"], said["padded_s"])
-    return total
+def _reports(folder: Path) -> list[tuple[Padding, str]]:
+    """What each node told: its padding and its draft model."""
+    told = [json.loads(path.read_text("utf-8")) for path in folder.glob("report-*.json")]
+    return [
+        (Padding(t["num_forwards"], t["num_late"], t["used_s"], t["padded_s"]), t["draft_model"])
+        for t in told
+    ]
 
 
 async def _counters(gateway: str) -> dict[str, float]:

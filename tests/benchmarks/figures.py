@@ -23,6 +23,7 @@ class Row:
         share_by_nodes, share_by_ngram: of the tokens after each job's first.
         late_share: of the padded forwards, engine and nodes together, the larger of the two.
         used_share: of the engine's padded time that was really used.
+        drafts: draft models of the nodes.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Row:
     share_by_ngram: float
     late_share: float
     used_share: float
+    drafts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,19 @@ class CheckSpec:
     bound: float
     metric: Metric = "throughput"
     at_least: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceSpec:
+    """Nodes that may choose take the draft model that measures better, everywhere.
+
+    Args:
+        name: of the check.
+        cases: per engine, names of a serving with nodes that choose, and of those with each model.
+    """
+
+    name: str
+    cases: tuple[tuple[str, tuple[str, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +129,10 @@ def _ratio(over: Run, against: Run, jobs: Sequence[int]) -> float:
     return sum(against.decode_s[j] for j in jobs) / sum(over.decode_s[j] for j in jobs)
 
 
-def judge(spec: CheckSpec, runs: Mapping[str, Run]) -> Check | None:
+def judge(spec: CheckSpec | ChoiceSpec, runs: Mapping[str, Run]) -> Check | None:
     """None when none of what it compares was run."""
+    if isinstance(spec, ChoiceSpec):
+        return _judge_choice(spec, runs)
     over = [runs[name] for name in spec.over if name in runs]
     against = [runs[name] for name in spec.against if name in runs]
     if not over or (spec.against and not against):
@@ -135,3 +152,17 @@ def judge(spec: CheckSpec, runs: Mapping[str, Run]) -> Check | None:
             value = best.row.p95_gap_ms / rival.row.p95_gap_ms
     holds = value >= spec.bound if spec.at_least else value <= spec.bound
     return Check(spec.name, value, spec.bound, holds, spread, note)
+
+
+def _judge_choice(spec: ChoiceSpec, runs: Mapping[str, Run]) -> Check | None:
+    """The number of engines at which what was chosen is what measured best."""
+    notes, num_right = [], 0
+    for chooser, alternatives in spec.cases:
+        if chooser not in runs or any(name not in runs for name in alternatives):
+            return None
+        best = max((runs[name].row for name in alternatives), key=lambda row: row.tokens_per_s)
+        chosen = runs[chooser].row.drafts
+        num_right += chosen == best.drafts
+        notes.append(f"{chooser} took {', '.join(chosen)}")
+    bound = len(spec.cases)
+    return Check(spec.name, num_right, bound, num_right == bound, note="; ".join(notes))

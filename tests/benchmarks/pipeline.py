@@ -130,5 +130,6 @@ def _run(measured: Measured) -> Run:
         share_by_ngram=by["ngram"] / num_tokens,
         late_share=max(measured.engine.late_share, measured.nodes.late_share),
         used_share=measured.engine.used_share,
+        drafts=measured.drafts,
     )
     return run_of(row, served, stretch)

@@ -14,14 +14,16 @@ class NodeGroup:
     """Equal volunteer processes.
 
     Args:
-        profile: what their levels are padded to; "" for this machine's own speed.
+        profile: what their levels are padded to, for all draft models or for each by its name; ""
+            for this machine's own speed.
+        draft_models: to take, or to choose from.
         round_trip_ms: added to the link, before stretching.
         arguments: further arguments of `specedge-node join`.
     """
 
     count: int
     profile: str = "rtx4090-1.7b"
-    draft_model: str = "demo-draft"
+    draft_models: tuple[str, ...] = ("demo-draft",)
     round_trip_ms: float = 15.0
     arguments: tuple[str, ...] = ()
 
@@ -135,7 +137,8 @@ class Situation:
         return Serving(name, network, self.num_sessions, self.temperature)
 
     def _alone(self, mode: str, stretch: float, *serve: str) -> Serving:
-        network = NetworkSpec(self.device, stretch, serve)
+        # Where nothing is emulated, time is what it is.
+        network = NetworkSpec(self.device, stretch if self.device else 1.0, serve)
         return Serving(f"{self.name}/{mode}", network, self.num_sessions, self.temperature)
 
 

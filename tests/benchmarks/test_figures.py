@@ -1,12 +1,14 @@
 """The arithmetic between what clients saw and what the table says."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from tests.benchmarks.clients import Job, Served
 from tests.benchmarks.figures import (
     CheckSpec,
+    ChoiceSpec,
     Row,
     Run,
     judge,
@@ -108,3 +110,23 @@ def test_losers_are_shown_beside_winners() -> None:
     assert check is not None
     assert "**fails**" in markdown_checks([check])
     assert "0.50" in chart([check])
+
+
+def test_the_choice_is_right_where_the_better_draft_model_was_taken() -> None:
+    def with_draft(name: str, seconds: float, draft: str) -> Run:
+        found = run(name, {0: seconds})
+        return replace(found, row=replace(found.row, drafts=(draft,)))
+
+    cases = (("a/either", ("a/small", "a/large")), ("b/either", ("b/small", "b/large")))
+    runs = [
+        *(with_draft("a/small", 2.0, "small"), with_draft("a/large", 1.0, "large")),
+        *(with_draft("b/small", 1.0, "small"), with_draft("b/large", 2.0, "large")),
+        *(with_draft("a/either", 1.0, "large"), with_draft("b/either", 2.0, "large")),
+    ]
+    known = {one.row.name: one for one in runs}
+    spec = ChoiceSpec("choice", cases)
+    check = judge(spec, known)
+    assert check is not None
+    assert (check.value, check.bound, check.holds) == (1, 2, False)
+    del known["b/large"]
+    assert judge(spec, known) is None

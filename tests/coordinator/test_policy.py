@@ -13,6 +13,7 @@ from coordinator.engine.messages import (
     SourceFactor,
     SourceSeen,
     StepDone,
+    TokenSource,
     VerificationBatch,
 )
 from coordinator.policy import MAX_IN_FLIGHT, StepPolicy
@@ -276,3 +277,21 @@ def test_law7_bounded_waiting_with_two_steps_in_flight(num_sessions: int, cap: i
         engine.turn()
         bound = -(-num_sessions // cap) + 2
         assert all(step_no - 1 - at <= bound for at in engine.served.values())
+
+
+def test_what_levels_bring_is_learned() -> None:
+    policy = StepPolicy(PlanLimits(), Clock())
+    policy.calibrate(msgspec.structs.replace(READY, level_time_s=0.004, level_row_time_s=0.00001))
+    by_level, by_all = TokenSource(own=True), TokenSource(own=True, ngram=True)
+    for _ in range(200):
+        batch = policy.plan([session(1)], no_sources)
+        step = done(batch, decoded={1: 2})
+        results = [msgspec.structs.replace(r, sources=[by_level, by_all]) for r in step.results]
+        policy.learn(
+            msgspec.structs.replace(step, results=results, num_levels=1, level_mass=2.0), 2
+        )
+    assert policy.costs.level_worth == pytest.approx(0.5, abs=0.1)
+    for _ in range(1000):
+        batch = policy.plan([session(1)], no_sources)
+        policy.learn(done(batch, decoded={1: 1}), 1)
+    assert policy.costs.level_worth == pytest.approx(1.0, abs=0.01)

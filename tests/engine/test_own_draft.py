@@ -193,9 +193,16 @@ def test_levels_come_when_they_pay_and_only_then() -> None:
     assert 1 <= done.num_levels <= CHEAP.max_levels
     assert done.num_level_rows == sum(len(r.token_ids) for f in draft.forwards for r in f)
     assert 0 < done.level_s < done.ended_s - done.started_s
+    assert 0.3 < done.level_mass < 1 + done.num_levels
     result = done.results[0]
     assert result.num_own_rows == result.num_rows > 0
     assert result.num_source_rows == 0
+
+
+def test_levels_that_brought_little_lately_do_not_pay() -> None:
+    unworthy = replace(CHEAP, worth=0.0)
+    run = started(Draft())
+    assert run.step(batch([1], levels=unworthy, hit_rates=NO_NGRAM)).num_levels == 0
 
 
 def test_what_nodes_covered_is_not_drafted_again() -> None:

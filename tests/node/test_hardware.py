@@ -1,5 +1,7 @@
 """The benchmark and the small settings around it."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -109,3 +111,12 @@ def test_a_small_model_is_measured_as_far_as_it_goes() -> None:
     result = benchmark(model, iter(range(10_000)).__next__, repeats=1)
     assert result.more == ()
     assert model.num_free_rows == 200
+
+
+def test_a_node_lets_everything_else_go_first() -> None:
+    script = (
+        "import os; from node.hardware import yield_to_others; yield_to_others();"
+        " print(os.getpriority(os.PRIO_PROCESS, 0))"
+    )
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert told.stdout == b"19\n"

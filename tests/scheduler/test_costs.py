@@ -6,6 +6,7 @@ from coordinator.engine.messages import NGRAM_ORDERS
 from coordinator.scheduler.costs import (
     LEAST_ROW_PRICE,
     Costs,
+    LevelWorth,
     NgramRates,
     StepCosts,
     StepShape,
@@ -25,12 +26,12 @@ def test_a_row_costs_what_the_engine_would_have_committed_in_its_time() -> None:
 
 
 def test_throughput_begins_with_a_belief_and_follows_what_is_measured() -> None:
-    throughput = Throughput(initial_per_s=25.0, horizon_s=1.0)
+    throughput = Throughput(initial_per_s=25.0, memory=25.0)
     assert math.isclose(throughput.tokens_per_s, 25.0)
     for _ in range(200):
         throughput.observe(8, 0.04)
     assert math.isclose(throughput.tokens_per_s, 200.0, rel_tol=1e-3)
-    for _ in range(25):  # one horizon later two thirds of the change are seen
+    for _ in range(25):  # one memory later two thirds of the change are seen
         throughput.observe(2, 0.04)
     assert 50 + 150 * 0.3 < throughput.tokens_per_s < 50 + 150 * 0.45
 
@@ -48,11 +49,11 @@ def test_a_step_that_commits_nothing_lowers_the_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "horizon"), [(-1.0, 1.0), (1.0, 0.0), (float("nan"), 1.0), (1.0, float("nan"))]
+    ("rate", "memory"), [(-1.0, 1.0), (1.0, 0.0), (float("nan"), 1.0), (1.0, float("nan"))]
 )
-def test_a_senseless_throughput_is_refused(rate: float, horizon: float) -> None:
+def test_a_senseless_throughput_is_refused(rate: float, memory: float) -> None:
     with pytest.raises(ValueError, match="throughput"):
-        Throughput(rate, horizon)
+        Throughput(rate, memory)
 
 
 def test_ngram_rates_are_learned_per_order_and_forget() -> None:
@@ -106,3 +107,20 @@ def test_the_usual_shape_of_a_step_is_remembered() -> None:
         context_per_session=shape.context_per_session,
     )
     assert costs.decode_time_s(4) == pytest.approx(0.04 + 0.011 + 0.006 + 0.004, rel=0.01)
+
+
+def test_levels_are_worth_what_they_brought() -> None:
+    worth = LevelWorth()
+    assert worth.value == 1.0
+    for _ in range(400):
+        worth.observe(4.0, 2)
+    assert worth.value == pytest.approx(0.5, abs=0.05)
+    for _ in range(1000):
+        worth.fade()
+    assert worth.value == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_lucky_level_is_not_trusted_far() -> None:
+    worth = LevelWorth()
+    worth.observe(1.0, 100)
+    assert worth.value == 1.2

@@ -143,6 +143,16 @@ def test_levels_are_learned_from_sums_over_a_step() -> None:
     assert times.costs.level_row_time_s == pytest.approx(0.000012, rel=0.6)
 
 
+def test_a_level_that_looked_too_dear_for_a_moment_is_tried_again() -> None:
+    times = LevelTimes(LevelCosts(0.003, 0.00004))
+    for _ in range(30):
+        times.observe(1, 4, 0.012)  # the device was busy with something else
+    assert times.costs.level_time_s > 0.008
+    for _ in range(200):  # nothing is measured, because it looks too dear
+        times.fade()
+    assert times.costs.level_time_s == pytest.approx(0.003, rel=0.1)
+
+
 @pytest.mark.parametrize("units", [(1.0, 0.0), (1.0,), (-1.0, 1.0)])
 def test_senseless_units_are_refused(units: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="unit"):
