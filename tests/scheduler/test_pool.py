@@ -81,7 +81,8 @@ def test_a_pool_gives_what_all_nodes_would_give(
     give(review)
     for group, count in enumerate(groups):
         busy = sorted(peer for peer, offer in now.items() if offer.num_sessions)
-        if busy and data.draw(st.booleans()):
+        is_freed = data.draw(st.booleans())
+        if busy and is_freed:
             peer = data.draw(st.sampled_from(busy))
             now[peer] = replace(now[peer], num_sessions=now[peer].num_sessions - 1)
             pool.add(peer)
