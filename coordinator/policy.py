@@ -180,7 +180,7 @@ class StepPolicy:
 
     def _learn_times(self, step: StepDone, num_tokens: int) -> None:
         step_s = step.ended_s - step.started_s
-        # Prompts take their time whatever is guessed, so that time is not part of the price of time.
+        # Prompts take their time whatever is guessed: it is no part of the price of time.
         prompts_s = self._step_times.costs.row_time_s * step.num_prefill_rows
         self._throughput.observe(num_tokens, step_s - prompts_s)
         if not step.num_forward_rows:
