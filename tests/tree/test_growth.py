@@ -55,7 +55,9 @@ def test_the_frontier_is_the_most_probable_that_are_not_expanded() -> None:
     d, e = grow(tree, a, [(1, 0.9), (2, 0.1)])
     assert tree.frontier(5) == (d, b, c, e)
     assert (tree.depth(e), tree.token_id(e), tree.vertex(e).parent) == (2, 2, a)
-    assert math.isclose(tree.path_log_prob(e), math.log(0.05), abs_tol=1e-6)
+    assert math.isclose(
+        (tree.vertex(e).total - tree.vertex(tree.root).total), math.log(0.05), abs_tol=1e-6
+    )
     assert len(tree) == 5
     assert e in tree
     assert not tree.is_expanded(e)
