@@ -81,7 +81,7 @@ def test_without_a_least_probability_everything_grows() -> None:
     a, b = grow(tree, 0, [(1, 1.0), (2, 0.0)])
     assert tree.frontier() == (a, b)
     assert tree.commit([2])
-    assert tree.vertex(tree.root).total == 0.0
+    assert tree.vertex(tree.root).total == -100.0
 
 
 def test_expanding_what_a_verdict_took_or_twice_changes_nothing() -> None:
