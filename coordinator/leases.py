@@ -5,7 +5,7 @@ Nothing here waits. What the engine must hear is left in an outbox that the roun
 
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -14,8 +14,9 @@ from coordinator.lease import Lease, may_resume, opening, refusal, verdict_of
 from coordinator.node_link import NodeLink
 from coordinator.reputation import SLOW_STEP_LEVELS, Reputation
 from coordinator.scheduler.factors import Factors
-from coordinator.scheduler.matching import MAX_DRAFTERS, SessionNeed, match
+from coordinator.scheduler.matching import MAX_DRAFTERS, Matching, SessionNeed, match
 from coordinator.scheduler.places import NodeOffer
+from coordinator.scheduler.pool import Pool
 from coordinator.sessions import Committed, Session, Sessions
 from specedge_p2p.names import LeaseId, PeerId
 from specedge_p2p.wire.build import split_verdict
@@ -27,6 +28,8 @@ RESUME_WINDOW_S = 1.0
 """After joining, a node is not offered afresh what it may be about to resume."""
 REVIEW_S = 0.25
 """Time between two looks at sessions that have a node already."""
+POOL_SIZE = 256
+"""Nodes that are looked at between two reviews; see scheduler/pool.py."""
 MANY_UNVERIFIED = 512
 """Live vertices allowed where a step takes so long that a tree can grow to that size."""
 
@@ -54,6 +57,7 @@ class Leases:
         self._nodes: dict[PeerId, NodeLink] = {}
         self._leases: dict[LeaseId, Lease] = {}
         self._by_session: dict[int, list[Lease]] = {}
+        self._pool = Pool(POOL_SIZE)
         self._by_node: dict[PeerId, dict[int, Lease]] = {}
         """Per connected node, by session number on its link."""
         self._next_source = 0
@@ -98,6 +102,7 @@ class Leases:
         if older is not None:
             self.leave(older)
         self._nodes[node.peer_id] = node
+        self._pool.add(node.peer_id)
         return older
 
     def leave(self, node: NodeLink) -> None:
@@ -158,8 +163,7 @@ class Leases:
         if not looked_at:
             return
         needs = [self._need(session, now_s) for session in looked_at.values()]
-        offers = [self._offer(node) for node in self._nodes.values()]
-        matching = match(needs, offers, self._reputation.step_time_s)
+        matching = self._match(needs, is_review=is_review)
         for gone in matching.dismissals:
             self._dismiss(looked_at[gone.session_id], gone.peer_id)
         for come in matching.assignments:
@@ -172,6 +176,7 @@ class Leases:
             del self._leases[lease.lease_id]
             if lease.node is not None:
                 self._by_node[lease.peer_id].pop(lease.session_no, None)
+                self._pool.add(lease.peer_id)
                 lease.node.post(Close(lease.session_no, reason))
 
     # --- rounds ----------------------------------------------------------------------------------
@@ -225,6 +230,18 @@ class Leases:
                 lease.node.post_verdict(verdict_of(lease, end, [], 0, lease.tree_no))
 
     # --- inside ----------------------------------------------------------------------------------
+
+    def _match(self, needs: Sequence[SessionNeed], *, is_review: bool) -> Matching:
+        step_time_s = self._reputation.step_time_s
+        if not is_review:
+            nodes = [self._nodes[peer] for peer in self._pool.peers if peer in self._nodes]
+            matching = match(needs, [self._offer(node) for node in nodes], step_time_s)
+            if self._pool.suffices(needs, matching):
+                return matching
+        offers = [self._offer(node) for node in self._nodes.values()]
+        matching = match(needs, offers, step_time_s, POOL_SIZE + 1)
+        self._pool.renew(matching.with_room)
+        return matching
 
     def _active(self, session: Session) -> list[Lease]:
         return [lease for lease in self.of_session(session) if lease.node is not None]
@@ -299,6 +316,7 @@ class Leases:
     def _detach(self, lease: Lease) -> None:
         if lease.node is not None:
             self._by_node[lease.peer_id].pop(lease.session_no, None)
+            self._pool.add(lease.peer_id)
             lease.node, lease.lost_s = None, self._clock()
             self.engine_outbox.append(DropSource(lease.session.number, lease.source))
             for other in self._active(lease.session):

@@ -10,7 +10,7 @@ one, and the old one goes in a later call, when the new one has proposed.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from coordinator.gateway.ports import Volunteers
 from coordinator.scheduler.places import MAX_LOOKS, NodeOffer, Places
@@ -86,10 +86,15 @@ class Dismissal:
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """What changes. Dismissals come first: they make room for the assignments."""
+    """What changes. Dismissals come first: they make room for the assignments.
+
+    `with_room` are the nodes that then have room, the best first, as many as were asked for; some
+    may stand there twice.
+    """
 
     dismissals: tuple[Dismissal, ...] = ()
     assignments: tuple[Assignment, ...] = ()
+    with_room: tuple[PeerId, ...] = field(default=(), compare=False)
 
 
 def may_draft(session: SessionNeed, node: NodeOffer) -> bool:
@@ -102,7 +107,10 @@ def may_draft(session: SessionNeed, node: NodeOffer) -> bool:
 
 
 def match(
-    sessions: Sequence[SessionNeed], nodes: Sequence[NodeOffer], step_time_s: float = 0.04
+    sessions: Sequence[SessionNeed],
+    nodes: Sequence[NodeOffer],
+    step_time_s: float = 0.04,
+    num_with_room: int = 0,
 ) -> Matching:
     """What changes; the same input always gives the same answer.
 
@@ -110,8 +118,9 @@ def match(
         sessions: those to look at; nodes keep what they have of others.
         nodes: all connected nodes, with the number of sessions that each has now.
         step_time_s: one engine step.
+        num_with_room: how many nodes with room to name.
     """
-    return _Matcher(sessions, nodes, step_time_s).run()
+    return _Matcher(sessions, nodes, step_time_s).run(num_with_room)
 
 
 class _Matcher:
@@ -131,7 +140,7 @@ class _Matcher:
         self._num_moves = 0
         self._seconds: list[tuple[SessionNeed, Drafter]] = []
 
-    def run(self) -> Matching:
+    def run(self, num_with_room: int) -> Matching:
         for session in self._sessions:
             self._dismiss_useless(session)
         for session in self._sessions:
@@ -145,7 +154,8 @@ class _Matcher:
             drafters = self._present[session.session_id]
             if len(drafters) == 1 and session.volunteers != "none":
                 self._give_second(session, drafters[0])
-        return Matching(tuple(self._dismissals), tuple(self._assignments))
+        with_room = self._places.with_room(num_with_room)
+        return Matching(tuple(self._dismissals), tuple(self._assignments), with_room)
 
     # --- who goes --------------------------------------------------------------------------------
 

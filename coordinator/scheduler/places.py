@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, nsmallest
 
 from coordinator.gateway.ports import Volunteers
 from specedge_p2p.gain import predicted_gain
@@ -148,6 +148,10 @@ class Places:
         for place in turned_down:
             heappush(index, place)
         return found
+
+    def with_room(self, count: int) -> tuple[PeerId, ...]:
+        """At most so many nodes with room, the best first; some may stand there twice."""
+        return tuple(place.peer_id for place in nsmallest(count, self._all))
 
     # --- inside ----------------------------------------------------------------------------------
 

@@ -113,10 +113,6 @@ class GrowingTree:
         """Levels below the root that hold a vertex."""
         return max(vertex.depth for vertex in self._tree) - self._tree.root.depth
 
-    def path_log_prob(self, vertex: int) -> float:
-        """Log probability of the way from the root down to `vertex`."""
-        return self._tree[vertex].total - self._tree.root.total
-
     def depth(self, vertex: int) -> int:
         """Levels below the root."""
         return self._tree[vertex].depth - self._tree.root.depth
@@ -127,13 +123,6 @@ class GrowingTree:
 
     def token_id(self, vertex: int) -> int:
         return self._tree[vertex].token_id
-
-    def parent(self, vertex: int) -> int:
-        return self._tree[vertex].parent
-
-    def position(self, vertex: int) -> int:
-        """Absolute position of the vertex's token."""
-        return self.num_committed - 1 + self.depth(vertex)
 
     def path(self, vertex: int) -> list[int]:
         """Vertices below the root down to `vertex`."""

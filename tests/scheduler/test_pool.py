@@ -1,0 +1,94 @@
+"""Between two reviews few nodes are asked, and the answer is the one that all would give."""
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.scheduler.matching import Assignment, Matching, SessionNeed, match
+from coordinator.scheduler.places import NodeOffer
+from coordinator.scheduler.pool import Pool
+from specedge_p2p.names import PeerId, SessionId
+
+
+def need(name: str) -> SessionNeed:
+    return SessionNeed(SessionId(name), "any")
+
+
+def offers(count: int) -> list[NodeOffer]:
+    """Nearer ones first."""
+    return [NodeOffer(PeerId(f"node-{i}"), 2, round_trip_s=0.01 * (i + 1)) for i in range(count)]
+
+
+def test_a_review_names_the_best_nodes_that_then_have_room() -> None:
+    nodes = [replace(offer, max_sessions=1) for offer in offers(5)]
+    matching = match([need("a")], nodes, num_with_room=3)
+    assert matching.assignments == (Assignment(SessionId("a"), PeerId("node-0")),)
+    assert set(matching.with_room) <= {"node-0", "node-1", "node-2"}
+    assert matching.with_room[-2:] == ("node-1", "node-2")
+    assert match([need("a")], nodes).with_room == ()
+
+
+def test_a_pool_that_has_everybody_always_suffices() -> None:
+    pool = Pool(3)
+    pool.renew([PeerId("a"), PeerId("b"), PeerId("c")])
+    pool.add(PeerId("d"))
+    assert pool.peers == ("a", "b", "c", "d")
+    assert pool.suffices([need("x")], Matching())
+
+
+def test_a_pool_that_leaves_somebody_out_suffices_until_it_is_used_up() -> None:
+    pool = Pool(2)
+    pool.renew([PeerId("a"), PeerId("b"), PeerId("c")])
+    assert pool.peers == ("a", "b")
+    nobody = SessionNeed(SessionId("n"), "none")
+    found = Matching(assignments=(Assignment(SessionId("x"), PeerId("a")),))
+    assert pool.suffices([nobody, need("x")], found)
+    assert pool.suffices([nobody], Matching())
+    assert not pool.suffices([need("x")], found), "somebody outside may be better by now"
+    pool.renew([PeerId("a"), PeerId("b"), PeerId("c")])
+    assert not pool.suffices([need("x")], Matching()), "somebody outside may have room"
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> list[NodeOffer]:
+    return [
+        NodeOffer(
+            PeerId(f"node-{i}"),
+            draw(st.integers(0, 3)),
+            round_trip_s=draw(st.sampled_from((0.01, 0.02, 0.05))),
+            level_time_s=draw(st.sampled_from((0.004, 0.01))),
+            is_useless=draw(st.booleans()),
+        )
+        for i in range(draw(st.integers(1, 12)))
+    ]
+
+
+@given(networks(), st.integers(1, 5), st.lists(st.integers(0, 2), max_size=8), st.data())
+def test_a_pool_gives_what_all_nodes_would_give(
+    nodes: list[NodeOffer], size: int, groups: list[int], data: st.DataObject
+) -> None:
+    pool = Pool(size)
+    now = {offer.peer_id: offer for offer in nodes}
+
+    def give(matching: Matching) -> None:
+        for come in matching.assignments:
+            offer = now[come.peer_id]
+            now[come.peer_id] = replace(offer, num_sessions=offer.num_sessions + 1)
+
+    review = match([need("first")], nodes, num_with_room=size + 1)
+    pool.renew(review.with_room)
+    give(review)
+    for group, count in enumerate(groups):
+        busy = sorted(peer for peer, offer in now.items() if offer.num_sessions)
+        is_freed = data.draw(st.booleans())
+        if busy and is_freed:
+            peer = data.draw(st.sampled_from(busy))
+            now[peer] = replace(now[peer], num_sessions=now[peer].num_sessions - 1)
+            pool.add(peer)
+        needs = [need(f"{group}-{i}") for i in range(count)]
+        everybody = match(needs, list(now.values()))
+        few = match(needs, [now[peer] for peer in pool.peers])
+        if pool.suffices(needs, few):
+            assert few == everybody
+        give(everybody)
