@@ -16,6 +16,8 @@ from specedge_p2p.errors import ClearError, outside_groups
 from tests.benchmarks.figures import Run
 from tests.benchmarks.machine import this_machine
 from tests.benchmarks.pipeline import Effort, Figures, cells_named, measure
+from tests.benchmarks.seed_rows import rows
+from tests.benchmarks.share import share
 from tests.benchmarks.table import (
     chart,
     check_lines,
@@ -91,6 +93,10 @@ def pipeline(
         markdown.write_text(text, "utf-8")
     if svg is not None:
         svg.write_text(chart(figures.checks), "utf-8")
+
+
+app.command()(share)
+app.command()(rows)
 
 
 def _say(text: str) -> None:
