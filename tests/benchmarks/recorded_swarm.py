@@ -92,9 +92,6 @@ class TaskMeter(trio.abc.Instrument):
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         self.cpu_s[task.name] += time.thread_time() - self._begun_s
 
-    def clear(self) -> None:
-        self.cpu_s.clear()
-
 
 class RecordedSwarm:
     """See the head of this file."""

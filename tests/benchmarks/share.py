@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Annotated
 
 import trio
@@ -43,7 +44,7 @@ DEVICE = "h200-14b"
 NUM_NODES = 4
 NUM_SESSIONS, NUM_LIVE = 24, 256
 ROUNDS_BOUND, GAP_BOUND_MS, PROCESS_BOUND = 0.10, 1.0, 0.60
-WARM_UP_STEPS = 50
+WARM_UP_STEPS, WINDOW_STEPS = 50, 10
 PARTS = {
     "plan": "coordinator.rounds.Rounds._plan_steps",
     "commit": "coordinator.rounds.Rounds._take_results",
@@ -108,28 +109,45 @@ def _say(text: str) -> None:
 
 
 def measure_tasks(num_sessions: int, num_steps: int) -> list[ShareRow]:
-    """Processor time of the coordinator's tasks, nothing but its own work in them."""
+    """Processor time of the coordinator's tasks, nothing but its own work in them.
+
+    Medians over windows of WINDOW_STEPS steps: what else the machine does comes in bursts.
+    """
     plan = SwarmPlan(ENGINES[DEVICE], (NodePlan(),) * NUM_NODES)
     meter = TaskMeter()
-    rows: list[ShareRow] = []
+    windows: list[list[ShareRow]] = []
 
     async def run() -> None:
         async with running_recorded(plan, demo_book()) as swarm, trio.open_nursery() as nursery:
             await swarm.keep_busy(num_sessions, nursery)
+            load, num_left = swarm.coordinator.load, num_steps
             await swarm.until_step(WARM_UP_STEPS)
-            load, before_s = swarm.coordinator.load, swarm.coordinator.load.engine_s
-            num_before = load.num_steps
-            meter.clear()
-            await swarm.until_step(num_before + num_steps)
-            num = load.num_steps - num_before
-            step_ms = 1000 * (load.engine_s - before_s) / num
-            for name, task in PARTS.items():
-                cpu_ms = 1000 * meter.cpu_s[task] / num
-                rows.append(ShareRow(name, num_sessions, cpu_ms, step_ms, num))
+            while num_left > 0:
+                before_s, num_before = load.engine_s, load.num_steps
+                meter.cpu_s.clear()
+                await swarm.until_step(num_before + WINDOW_STEPS)
+                num = load.num_steps - num_before
+                num_left -= num
+                step_ms = 1000 * (load.engine_s - before_s) / num
+                windows.append(
+                    [
+                        ShareRow(name, num_sessions, 1000 * meter.cpu_s[task] / num, step_ms, num)
+                        for name, task in PARTS.items()
+                    ]
+                )
             nursery.cancel_scope.cancel()
 
     in_virtual_time(run, meter)
-    return rows
+    return [
+        ShareRow(
+            parts[0].name,
+            num_sessions,
+            median(row.cpu_ms for row in parts),
+            median(row.step_ms for row in parts),
+            sum(row.num_steps for row in parts),
+        )
+        for parts in zip(*windows, strict=True)
+    ]
 
 
 async def measure_process(num_sessions: int, num_jobs: int, stretch: float, say: Say) -> ShareRow:
