@@ -30,7 +30,7 @@ class StoppedText:
 
     def push(self, token_id: int) -> tuple[str, bool]:
         """Text that may be shown now, and whether a stop string was completed."""
-        return self._stop_strings.feed(self._detokenizer.push([token_id]))
+        return self._stop_strings.feed(self._detokenizer.push_one(token_id))
 
     def finish(self) -> str:
         """What was held back and is part of the answer after all."""

@@ -163,8 +163,10 @@ def _entry(
 ) -> StepEntry:
     """Nodes on trial get fewer rows, but not at the cost of what the engine drafts by itself."""
     max_rows, known = limits.max_rows, sources(session)
-    if known and not has_levels and all(source.max_rows for source in known):
-        max_rows = min(max_rows, max(source.max_rows for source in known))
+    if known and not has_levels and known[0].max_rows:
+        on_trial = [source.max_rows for source in known]
+        if all(on_trial):
+            max_rows = min(max_rows, max(on_trial))
     return StepEntry(session, max_rows, known, must)
 
 

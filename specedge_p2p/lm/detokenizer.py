@@ -25,7 +25,7 @@ class IncrementalDetokenizer:
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Text that became final with these tokens."""
-        return "".join(self._push_one(token_id) for token_id in token_ids)
+        return "".join([self.push_one(token_id) for token_id in token_ids])
 
     def finish(self) -> str:
         """What was held back, with the replacement sign where a character stayed incomplete."""
@@ -33,7 +33,8 @@ class IncrementalDetokenizer:
         self._settle()
         return text
 
-    def _push_one(self, token_id: int) -> str:
+    def push_one(self, token_id: int) -> str:
+        """Text that became final with this token."""
         self._pending.append(token_id)
         text = self._new_text()
         is_open = text.endswith("\N{REPLACEMENT CHARACTER}") or not text
@@ -68,6 +69,8 @@ class StopStrings:
 
         After a hit nothing is released any more.
         """
+        if not self._stop_strings:
+            return text, False
         if self._hit:
             return "", True
         self._held += text

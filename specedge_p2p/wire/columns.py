@@ -20,6 +20,8 @@ from specedge_p2p.wire.messages import MAX_PROPOSAL_VERTICES, MAX_VOCAB, Proposa
 SIZE_CLASSES = (8, 16, *range(32, MAX_PROPOSAL_VERTICES + 1, 32))
 """Vertex counts to which proposals are padded: steps of 32 keep the padding within one bin8."""
 
+_FEW_TOKENS = 16
+"""A verdict of so many is packed faster without arrays."""
 _NATS_PER_STEP = 1.0 / 16.0
 _LOG_PROBS = np.arange(256, dtype=np.float32) * np.float32(-_NATS_PER_STEP)
 """What each byte of a column says."""
@@ -36,6 +38,11 @@ _LARGEST = Proposal(
 
 def pack_tokens(token_ids: Sequence[int] | npt.NDArray[np.integer]) -> bytes:
     """3 bytes per token id. Raises ValueError for an id that does not fit."""
+    if isinstance(token_ids, list) and len(token_ids) <= _FEW_TOKENS:
+        try:
+            return b"".join([token_id.to_bytes(3, "little") for token_id in token_ids])
+        except OverflowError as error:
+            raise ValueError("a token id does not fit into 24 bits") from error
     wide = np.asarray(token_ids, dtype=np.int64)
     if wide.size and (wide.min() < 0 or wide.max() >= MAX_VOCAB):
         raise ValueError("a token id does not fit into 24 bits")

@@ -17,6 +17,8 @@ from tests.benchmarks import determinism as flips
 from tests.benchmarks.figures import Run
 from tests.benchmarks.machine import this_machine
 from tests.benchmarks.pipeline import Effort, Figures, cells_named, measure
+from tests.benchmarks.seed_rows import rows
+from tests.benchmarks.share import share
 from tests.benchmarks.table import (
     chart,
     check_lines,
@@ -111,6 +113,10 @@ def determinism(
     if json_file is not None:
         content = {"machine": asdict(this_machine()), **asdict(figures)}
         json_file.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+
+
+app.command()(share)
+app.command()(rows)
 
 
 def _say(text: str) -> None:

@@ -58,7 +58,17 @@ class Figures:
     rows_per_session: float
 
 
-class _Session:
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One proposal of a tree: (parent, token, log probability) of its vertices."""
+
+    tree_no: int
+    first_index: int
+    base_position: int
+    vertices: list[tuple[int, int, float]]
+
+
+class GrownSession:
     """One session: what comes next is drawn; draft models guess it with errors of their own."""
 
     def __init__(self, size: Size, number: int) -> None:
@@ -67,6 +77,9 @@ class _Session:
         self._arrival = 0
         self.num_grown = 0
         self.root_token = 0
+        self.num_tokens = 1
+        self.sent: list[Sent] = []
+        """What has grown; for whoever takes it out."""
         self.trees = [ReceivedTree(1, 1, [], 0) for _ in range(size.num_drafts)]
         self.grow()
 
@@ -91,22 +104,25 @@ class _Session:
                 break
             vertex = vertex.ranked[0]
             tokens.append(vertex.token_id)
-        return [*tokens, int(self._rng.choice(NUM_CHILDREN, p=_SHARES))]
+        return [*tokens, int(self._rng.choice(NUM_CHILDREN, p=CHILD_SHARES))]
 
     def commit(self, token_ids: list[int]) -> None:
         for tree in self.trees:
             tree.commit(token_ids)
         self.root_token = token_ids[-1]
+        self.num_tokens += len(token_ids)
 
     def grow(self) -> float:
         """Fill the trees; seconds that taking the vertices in took."""
         taken_s = 0.0
         for at, tree in enumerate(self.trees):
             if not tree.is_full:
-                tree = self.trees[at] = ReceivedTree(1, 1, [], self.root_token)
+                tree = ReceivedTree(tree.tree_no + 1, self.num_tokens, [], self.root_token)
+                self.trees[at] = tree
             for part in self._growth(tree):
                 self._arrival += 1
                 candidates = columns(part)
+                self.sent.append(Sent(tree.tree_no, tree.next_index, tree.base_position, part))
                 begun = time.process_time()
                 tree.extend(tree.next_index, candidates, self._arrival)
                 self.num_grown += len(part)
@@ -142,16 +158,16 @@ class _Session:
 
     def _children(self) -> list[tuple[int, int]]:
         """(token, -log P in 1/16 nat): one likely child and some that are not."""
-        shares = self._rng.dirichlet(_SHARES * 3) + 1e-4
+        shares = self._rng.dirichlet(CHILD_SHARES * 3) + 1e-4
         steps = np.minimum(255, np.round(-16 * np.log(np.minimum(1, shares)))).astype(int)
         return list(enumerate(steps.tolist()))
 
 
-_SHARES = np.array([0.6, 0.15, 0.08, 0.06, 0.04, 0.03, 0.02, 0.02])
+CHILD_SHARES = np.array([0.6, 0.15, 0.08, 0.06, 0.04, 0.03, 0.02, 0.02])
 
 
 def measure(size: Size, num_rounds: int) -> Figures:
-    sessions = [_Session(size, number) for number in range(size.num_sessions)]
+    sessions = [GrownSession(size, number) for number in range(size.num_sessions)]
     limits = BindLimits(size.row_price, 32, 64)
     fast, plain, commits, arrivals, rows = [], [], [], [], []
     for _ in range(num_rounds):
@@ -160,6 +176,8 @@ def measure(size: Size, num_rounds: int) -> Figures:
         seconds, num_rows = _bind_all(bind, sessions, guesses, limits)
         fast.append(seconds)
         rows.append(num_rows / size.num_sessions)
+        for session in sessions:
+            session.sent.clear()
         verdicts = [session.verdict() for session in sessions]
         begun = time.process_time()
         for session, token_ids in zip(sessions, verdicts, strict=True):
@@ -179,7 +197,10 @@ def measure(size: Size, num_rounds: int) -> Figures:
 
 
 def _bind_all(
-    binder: Bind, sessions: Sequence[_Session], guesses: Sequence[NgramGuess], limits: BindLimits
+    binder: Bind,
+    sessions: Sequence[GrownSession],
+    guesses: Sequence[NgramGuess],
+    limits: BindLimits,
 ) -> tuple[float, int]:
     num_rows = 0
     begun = time.process_time()

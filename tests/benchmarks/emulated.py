@@ -98,7 +98,7 @@ async def _on_one_network(
     spec = servings[0].network
     results = []
     with tempfile.TemporaryDirectory(prefix="specedge-bench-") as folder:
-        async with _network(spec, Path(folder)) as network:
+        async with running(spec, Path(folder)) as network:
             for serving in servings:
                 say(f"{serving.name} (stretch {spec.stretch:g})")
                 results.append(await _serve(network, serving, workload))
@@ -112,17 +112,18 @@ async def _on_one_network(
 async def _serve(network: Network, serving: Serving, workload: Workload) -> Measured:
     network.check()
     gateway = network.endpoints.gateway
-    before = await _counters(gateway)
+    before = await counters_of(gateway)
     num_sessions = serving.num_sessions
     plan = LoadPlan(workload.of(num_sessions), num_sessions, serving.temperature)
     served = await serve_all(gateway, plan)
-    after = await _counters(gateway)
+    after = await counters_of(gateway)
     grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
     return Measured(serving, tuple(served), _engine_padding(grown), Padding(), grown)
 
 
 @asynccontextmanager
-async def _network(spec: NetworkSpec, folder: Path) -> AsyncIterator[Network]:
+async def running(spec: NetworkSpec, folder: Path) -> AsyncIterator[Network]:
+    """The processes of a network, all nodes joined."""
     serve = [
         *("--model", "demo-target", "--dtype", "float32", "--port", "0", "--threads", "1"),
         *("--listen", "/ip4/127.0.0.1/tcp/0", "--holdout", "0"),
@@ -175,7 +176,8 @@ def _reports(folder: Path) -> list[tuple[Padding, str]]:
     ]
 
 
-async def _counters(gateway: str) -> dict[str, float]:
+async def counters_of(gateway: str) -> dict[str, float]:
+    """All counters and gauges of a coordinator that have no labels."""
     async with httpx.AsyncClient(base_url=gateway) as client:
         text = (await client.get("/metrics")).raise_for_status().text
     lines = [line.split(" ") for line in text.splitlines() if line.startswith("specedge_")]

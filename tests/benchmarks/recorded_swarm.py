@@ -7,8 +7,8 @@ so many devices at once.
 """
 
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,9 +19,7 @@ import trio.testing
 
 from coordinator.assembly import Coordinator, Parts
 from coordinator.engine.core import EngineCore
-from coordinator.engine.framing import decode_to_engine, encode
 from coordinator.engine.inline import InlineEngine
-from coordinator.engine.messages import FromEngine, ToEngine
 from coordinator.engine.settings import EngineLimits
 from coordinator.gateway.ports import FinishEvent, GenerationRequest, TextEvent
 from coordinator.ledger.memory import MemoryLedger
@@ -85,7 +83,7 @@ class TaskMeter(trio.abc.Instrument):
     """Processor time of every task, by its name."""
 
     def __init__(self) -> None:
-        self.cpu_s: Counter[str] = Counter()
+        self.cpu_s: dict[str, float] = defaultdict(float)
         self._begun_s = 0.0
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
@@ -93,44 +91,6 @@ class TaskMeter(trio.abc.Instrument):
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         self.cpu_s[task.name] += time.thread_time() - self._begun_s
-
-    def clear(self) -> None:
-        self.cpu_s.clear()
-
-
-class TimedTarget(TraceTarget):
-    """A target whose own time can be told from that of whoever calls it."""
-
-    spent_s = 0.0
-
-    def choose(self, batch: Sequence[object]) -> list[object]:  # type: ignore[override]
-        begun_s = time.thread_time()
-        chosen = super().choose(batch)  # type: ignore[arg-type]
-        self.spent_s += time.thread_time() - begun_s
-        return list(chosen)
-
-
-class TimedCore(EngineCore):
-    """Says what lies between the end of one forward and the start of the next.
-
-    Messages come and go as bytes, as they do between the coordinator and an engine's process.
-    """
-
-    def __init__(self, target: TimedTarget, limits: EngineLimits) -> None:
-        super().__init__(target, trio.current_time, limits)
-        self._target = target
-        self.gaps_s: list[float] = []
-
-    def step_next(self) -> list[FromEngine]:
-        before_s, begun_s = self._target.spent_s, time.thread_time()
-        said = super().step_next()
-        encode(*said)  # type: ignore[arg-type]
-        self.gaps_s.append(time.thread_time() - begun_s - (self._target.spent_s - before_s))
-        return said
-
-    def handle(self, message: ToEngine) -> None:
-        (heard,) = decode_to_engine(encode(message)[4:])
-        super().handle(heard)
 
 
 class RecordedSwarm:
@@ -144,7 +104,6 @@ class RecordedSwarm:
         self._codec = Tokenizer.load(TARGET)
         self._me = _identity(1_000_000)
         self._network = MemoryNetwork(latency_s=0.0)
-        self.core: TimedCore | None = None
         self.engine = InlineEngine(self._make_core, self._step_cost)
         self.coordinator = Coordinator(
             Parts(
@@ -234,10 +193,10 @@ class RecordedSwarm:
         while self.coordinator.load.num_steps < number:  # noqa: ASYNC110 - virtual time
             await trio.sleep(self.plan.engine.step_s)
 
-    def _make_core(self) -> TimedCore:
-        target = TimedTarget(self._by_key, self._book.vocab_size, TARGET)
-        self.core = TimedCore(target, EngineLimits(max_sessions=self.plan.limits.max_sessions))
-        return self.core
+    def _make_core(self) -> EngineCore:
+        target = TraceTarget(self._by_key, self._book.vocab_size, TARGET)
+        limits = EngineLimits(max_sessions=self.plan.limits.max_sessions)
+        return EngineCore(target, trio.current_time, limits)
 
     def _step_cost(self, num_rows: int, _num_sequences: int) -> float:
         return self.plan.engine.step_time_s(num_rows)

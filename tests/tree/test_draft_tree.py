@@ -185,3 +185,38 @@ def test_the_live_vertices_are_right_whenever_they_are_asked_for(data: st.DataOb
                 assert len(tree) == len(live)
                 assert all((i in tree) == is_alive(i) for i in range(index + 1))
                 assert tree.root == root
+
+
+def test_vertices_taken_together_are_those_taken_one_by_one() -> None:
+    columns = [(0, 5, -0.5), (0, 6, -0.25), (1, 7, -0.125)]
+    one, other = DraftTree(3), DraftTree(3)
+    for index, (parent, token_id, log_prob) in enumerate(columns, 1):
+        one.add(index, parent, token_id, log_prob, arrival=2)
+    assert other.extend(1, columns, 2, max_depth=2) == 0
+    assert list(one) == list(other) == [1, 2, 3]
+    for index in one:
+        assert one.path_log_prob(index) == other.path_log_prob(index)
+        assert one.children(index) == other.children(index)
+    assert [v.index for v in other.root_vertex.ranked] == [2, 1]
+    other.reroot(1)
+    assert other.extend(4, [(2, 8, -1.0), (3, 8, -1.0)], 3, max_depth=3) == 1  # one had died
+
+
+@pytest.mark.parametrize(
+    ("first_index", "column", "text"),
+    [
+        (1, (0, 9, -1.0), "does not follow"),
+        (2, (2, 9, -1.0), "cannot have parent"),
+        (2, (0, 5, -1.0), "already"),
+        (2, (0, 9, 0.5), "not finite"),
+        (2, (0, 9, float("nan")), "not finite"),
+        (2, (1, 9, -1.0), "last position"),
+    ],
+)
+def test_vertices_taken_together_are_checked(
+    first_index: int, column: tuple[int, int, float], text: str
+) -> None:
+    tree = DraftTree(3)
+    tree.add(1, 0, 5, -0.5)
+    with pytest.raises(TreeError, match=text):
+        tree.extend(first_index, [column], 0, max_depth=1)

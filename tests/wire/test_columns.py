@@ -58,6 +58,8 @@ def test_tokens_are_little_endian() -> None:
 def test_a_token_beyond_24_bits_is_refused(token_id: int) -> None:
     with pytest.raises(ValueError, match="24 bits"):
         pack_tokens([token_id])
+    with pytest.raises(ValueError, match="24 bits"):
+        pack_tokens([token_id] * 100)
 
 
 @pytest.mark.parametrize("parent", [-1, 65_536])
