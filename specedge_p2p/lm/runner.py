@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from specedge_p2p.lm.kv_cache import KvCache
+from specedge_p2p.lm.packed_linear import pack_linears
 from specedge_p2p.lm.pages import PAGE_ROWS, CachedSequence, PagePool
 from specedge_p2p.lm.ports import (
     Children,
@@ -36,6 +37,7 @@ class TransformersModel:
 
     def __init__(self, model: torch.nn.Module, info: ModelInfo, cache_rows: int | None) -> None:
         self._model = model.eval()
+        pack_linears(model)
         self._info = info
         self._like = next(model.parameters())
         forward: Any = model.forward

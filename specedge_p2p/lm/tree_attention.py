@@ -35,7 +35,7 @@ class LayerAttention(Protocol):
     def attend(
         self, layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float
     ) -> Tensor:
-        """From query [Hq, N, D], keys and values [N, Hkv, D] to the output [N, Hq, Dv]."""
+        """From query [Hq, N, D], keys and values [Hkv, N, D] to the output [N, Hq, Dv]."""
         ...
 
 
@@ -68,8 +68,8 @@ def attend(  # noqa: PLR0913 - transformers calls it so
     output = layer_attention.attend(
         layer,
         query[0],
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
+        key[0],
+        value[0],
         query.shape[-1] ** -0.5 if scaling is None else scaling,
     )
     return output.unsqueeze(0), None
@@ -86,7 +86,7 @@ class AttentionProbe:
     ) -> Tensor:
         del scaling
         num_query_heads = query.shape[0]
-        self._shapes[layer] = (num_query_heads, keys.shape[1], keys.shape[2], values.shape[2])
+        self._shapes[layer] = (num_query_heads, keys.shape[0], keys.shape[2], values.shape[2])
         return query.new_zeros(query.shape[1], num_query_heads, values.shape[2])
 
     def result(self) -> tuple[CacheShape, int]:
@@ -166,7 +166,7 @@ class PagedAttention:
         num_entries, num_rows, num_cached = group.size
         keys, values = self._cache.gather(layer, group.cached)
         num_heads, dim = query.shape[0], query.shape[2]
-        num_kv_heads = keys.shape[1]
+        num_kv_heads = keys.shape[0]
         folded = (
             query.view(num_kv_heads, -1, num_entries, num_rows, dim)
             .permute(2, 0, 1, 3, 4)
@@ -174,8 +174,8 @@ class PagedAttention:
         )
         output = scaled_dot_product_attention(
             folded,
-            keys.view(num_entries, num_cached, num_kv_heads, dim).transpose(1, 2),
-            values.view(num_entries, num_cached, num_kv_heads, -1).transpose(1, 2),
+            keys.view(num_kv_heads, num_entries, num_cached, dim).transpose(0, 1),
+            values.view(num_kv_heads, num_entries, num_cached, -1).transpose(0, 1),
             attn_mask=group.bias,
             scale=scaling,
         )
@@ -216,9 +216,10 @@ def _plan_group(
         queries[i, : entry.num_rows] = np.arange(entry.first, entry.first + entry.num_rows)
         real[i, : entry.num_rows] = True
         _fill_seen(seen[i], entry)
-    bias = torch.zeros((), dtype=like.dtype, device=like.device)
-    bias = torch.where(torch.from_numpy(seen).to(like.device), bias, float("-inf"))
-    bias = bias[:, None, None].expand(-1, -1, heads_per_kv, -1, -1)
+    hidden = torch.from_numpy(~seen).to(like.device)[:, None, None]
+    bias = torch.zeros(
+        (num_entries, 1, heads_per_kv, num_rows, num_cached), dtype=like.dtype, device=like.device
+    ).masked_fill_(hidden, float("-inf"))
     needs_index = not (is_only and real.all())
     return _Group(
         size=(num_entries, num_rows, num_cached),

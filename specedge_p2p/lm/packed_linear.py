@@ -1,0 +1,63 @@
+"""Linear layers whose weights are packed once for this processor, not anew in every call.
+
+A matrix product of a few rows spends much of its time bringing the weight into the order that its
+inner loop reads. oneDNN does that ahead of time. The product is the same up to the order in which
+it is summed, so float64, in which results are to be exact, is left as it is.
+"""
+
+import torch
+from torch import Tensor, nn
+
+MIN_ELEMENTS = 200_000
+"""Smaller weights are not packed: the call costs more than the packed product saves."""
+_USUAL_ROWS = 64
+"""The number of rows that the packing is chosen for."""
+
+
+class PackedLinear(nn.Module):
+    """Stands for a linear layer and holds its weight in packed form alone."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _USUAL_ROWS)
+        self._bias = None if linear.bias is None else linear.bias.detach()
+        self._multiply = torch.ops.mkldnn._linear_pointwise.default
+
+    def forward(self, rows: Tensor) -> Tensor:
+        output: Tensor = self._multiply(rows, self._weight, self._bias, "none", [], "")
+        return output
+
+
+def pack_linears(model: nn.Module) -> int:
+    """Replace the large linear layers of a model on the CPU; returns how many.
+
+    Layers of another class, with hooks, or with weights of another kind (quantized or shared out
+    over processes) stay.
+    """
+    num_packed = 0
+    for parent in list(model.modules()):
+        for name, module in list(parent.named_children()):
+            if type(module) is nn.Linear and _can_pack(module):
+                setattr(parent, name, PackedLinear(module))
+                num_packed += 1
+    return num_packed
+
+
+def _can_pack(linear: nn.Linear) -> bool:
+    weight = linear.weight
+    return (
+        weight.device.type == "cpu"
+        and type(weight) is nn.Parameter
+        and weight.numel() >= MIN_ELEMENTS
+        and not (linear._forward_pre_hooks or linear._forward_hooks)
+        and _is_supported(weight.dtype)
+    )
+
+
+def _is_supported(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
