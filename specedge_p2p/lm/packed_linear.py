@@ -23,9 +23,20 @@ class PackedLinear(nn.Module):
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _USUAL_ROWS)
         self._bias = None if linear.bias is None else linear.bias.detach()
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
+        self._multiply_with = torch.ops.mkldnn._linear_pointwise.binary
 
     def forward(self, rows: Tensor) -> Tensor:
         output: Tensor = self._multiply(rows, self._weight, self._bias, "none", [], "")
+        return output
+
+    def swish(self, rows: Tensor) -> Tensor:
+        """The product p as p * sigmoid(p)."""
+        output: Tensor = self._multiply(rows, self._weight, self._bias, "swish", [], "")
+        return output
+
+    def times(self, rows: Tensor, factors: Tensor) -> Tensor:
+        """The product, element by element times `factors`."""
+        output: Tensor = self._multiply_with(rows, factors, self._weight, self._bias, "mul")
         return output
 
 
@@ -38,24 +49,24 @@ def pack_linears(model: nn.Module) -> int:
     num_packed = 0
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
-            if type(module) is nn.Linear and _can_pack(module):
+            if type(module) is nn.Linear and can_pack(module):
                 setattr(parent, name, PackedLinear(module))
                 num_packed += 1
     return num_packed
 
 
-def _can_pack(linear: nn.Linear) -> bool:
+def can_pack(linear: nn.Linear) -> bool:
     weight = linear.weight
     return (
         weight.device.type == "cpu"
         and type(weight) is nn.Parameter
         and weight.numel() >= MIN_ELEMENTS
         and not (linear._forward_pre_hooks or linear._forward_hooks)
-        and _is_supported(weight.dtype)
+        and is_supported(weight.dtype)
     )
 
 
-def _is_supported(dtype: torch.dtype) -> bool:
+def is_supported(dtype: torch.dtype) -> bool:
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if dtype == torch.bfloat16:

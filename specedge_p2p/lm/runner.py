@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from specedge_p2p.lm.fused_layer import fuse_layers
 from specedge_p2p.lm.kv_cache import KvCache
 from specedge_p2p.lm.packed_linear import pack_linears
 from specedge_p2p.lm.pages import PAGE_ROWS, CachedSequence, PagePool
@@ -37,6 +38,7 @@ class TransformersModel:
 
     def __init__(self, model: torch.nn.Module, info: ModelInfo, cache_rows: int | None) -> None:
         self._model = model.eval()
+        fuse_layers(model)
         pack_linears(model)
         self._info = info
         self._like = next(model.parameters())

@@ -80,7 +80,7 @@ def test_a_model_of_packed_layers_gives_the_logits_of_the_plain_one(
     info = ModelInfo("wide", 800, 2048, (1,), str(dtype), bytes(16))
     runner = TransformersModel(model, info, 64)
     assert isinstance(model.lm_head, PackedLinear)
-    assert isinstance(model.model.layers[0].mlp.up_proj, PackedLinear)
+    assert sum(isinstance(module, PackedLinear) for module in model.modules()) >= 7
     runner.add_sequence(0, SamplingParams(temperature=0), bytes(16))
     tokens = np.random.default_rng(0).integers(2, 800, 30).astype(np.int32)
     with torch.inference_mode():
