@@ -8,13 +8,16 @@ a replacement must give what the layer itself gives on a few rows, otherwise the
 Like packing it changes the order of sums, so float64 is left alone.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention, silu
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
-from specedge_p2p.lm.packed_linear import PackedLinear, can_pack, is_supported
+from specedge_p2p.lm.packed_linear import Product, is_supported
+
+Action = Callable[[Tensor], Tensor]
 
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -37,16 +40,16 @@ class FusedLayer(nn.Module):
         self._scaling: float = attention.scaling
         self._num_heads = attention.q_proj.out_features // self._dim
         self._num_turned = self._num_heads + attention.k_proj.out_features // self._dim
-        self._first_norm = layer.input_layernorm
-        self._head_norms: nn.ModuleList | None = None
+        self._first_norm = _norm(layer.input_layernorm)
+        self._head_norms: tuple[Action, Action] | None = None
         if hasattr(attention, "q_norm"):
-            self._head_norms = nn.ModuleList([attention.q_norm, attention.k_norm])
-        self._qkv = _packed(_joined(attention.q_proj, attention.k_proj, attention.v_proj))
-        self._out = _packed(attention.o_proj)
-        self._second_norm = layer.post_attention_layernorm
-        self._gate = _packed(mlp.gate_proj)
-        self._up = _packed(mlp.up_proj)
-        self._down = _packed(mlp.down_proj)
+            self._head_norms = (_norm(attention.q_norm), _norm(attention.k_norm))
+        self._qkv = Product(_joined(attention.q_proj, attention.k_proj, attention.v_proj))
+        self._out = Product(attention.o_proj)
+        self._second_norm = _norm(layer.post_attention_layernorm)
+        self._gate = Product(mlp.gate_proj)
+        self._up = Product(mlp.up_proj)
+        self._down = Product(mlp.down_proj)
 
     def forward(
         self,
@@ -60,8 +63,8 @@ class FusedLayer(nn.Module):
         rows = hidden_states + self._out(
             self._attended(hidden_states, position_embeddings, layer_attention)
         )
-        output: Tensor = rows + self._down(self._gated(self._second_norm(rows)))
-        return output
+        normed = self._second_norm(rows)
+        return rows + self._down(self._up.times(normed, self._gate.swish(normed)))
 
     def _attended(
         self,
@@ -85,12 +88,6 @@ class FusedLayer(nn.Module):
             self._scaling,
         )
         return output.reshape(1, num_rows, -1)
-
-    def _gated(self, rows: Tensor) -> Tensor:
-        gate, up = self._gate, self._up
-        if isinstance(gate, PackedLinear) and isinstance(up, PackedLinear):
-            return up.times(rows, gate.swish(rows))
-        return silu(gate(rows)).mul_(up(rows))
 
 
 def fuse_layers(model: nn.Module) -> int:
@@ -180,20 +177,13 @@ def _joined(*layers: nn.Linear) -> nn.Linear:
     return joined
 
 
-def _packed(layer: nn.Linear) -> nn.Module:
-    return PackedLinear(layer) if can_pack(layer) else _Linear(layer)
-
-
-class _Linear(nn.Module):
-    """A linear layer as it is, with less around it."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        self._weight = layer.weight.detach()
-        self._bias = None if layer.bias is None else layer.bias.detach()
-
-    def forward(self, rows: Tensor) -> Tensor:
-        return linear(rows, self._weight, self._bias)
+def _norm(module: nn.Module) -> Action:
+    """What a norm computes, in one call where it is an RMS norm of the plain kind."""
+    eps, weight = getattr(module, "variance_epsilon", None), getattr(module, "weight", None)
+    if eps is None or not isinstance(weight, Tensor) or weight.dtype != torch.float32:
+        return module
+    shape, scale = weight.shape, weight.detach()
+    return lambda rows: rms_norm(rows, shape, scale, eps)
 
 
 def _turn(heads: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:

@@ -46,6 +46,8 @@ class Draws:
 
 def choose_tokens(logits: Tensor, draws: Draws) -> Tensor:
     """Token ids int64 [R] from logits [R, V]; ties go to the lowest token id."""
+    if all(sampling.temperature <= 0 for sampling in draws.sampling):
+        return _first_best(_wide(logits))
     return torch.cat(
         [_first_best(_scores(part, d, filtered=True)) for part, d in _slices(logits, draws)]
     )
@@ -63,7 +65,7 @@ def rank_children(logits: Tensor, draws: Draws, branch_width: int) -> tuple[Tens
         token_ids, ranked = None, logits
     else:
         ranked, token_ids = likeliest(logits, num_ranked)
-    scores = ranked if ranked.dtype == torch.float64 else ranked.float()
+    scores = _wide(ranked)
     noisy = [i for i, sampling in enumerate(draws.sampling) if sampling.temperature > 0]
     if noisy:
         rows = torch.tensor(noisy, device=logits.device)
@@ -145,8 +147,12 @@ def _slices(logits: Tensor, draws: Draws) -> list[tuple[Tensor, Draws]]:
     ]
 
 
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def _scores(logits: Tensor, draws: Draws, *, filtered: bool) -> Tensor:
-    scores = logits if logits.dtype == torch.float64 else logits.float()
+    scores = _wide(logits)
     noisy = [i for i, sampling in enumerate(draws.sampling) if sampling.temperature > 0]
     if not noisy:
         return scores
@@ -227,7 +233,7 @@ def _first_best(scores: Tensor) -> Tensor:
 def _first_best_on_cpu(scores: npt.NDArray[np.floating]) -> Tensor:
     """Of equals the arg-max of numpy takes the first; what is no number it takes for the best."""
     best = scores.argmax(-1)
-    best[np.isnan(np.take_along_axis(scores, best[:, None], -1)[:, 0])] = scores.shape[1]
+    best[np.isnan(scores[np.arange(len(best)), best])] = scores.shape[1]
     return torch.from_numpy(best)
 
 

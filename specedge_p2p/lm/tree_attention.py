@@ -121,7 +121,7 @@ class _Group:
     """Entries attended in one call: B entries, padded to T rows and S cached rows."""
 
     size: tuple[int, int, int]
-    cached: Tensor  # physical rows [B * S]
+    cached: Tensor | slice  # physical rows [B * S]
     bias: Tensor  # 0 where a row sees, -inf elsewhere [B, 1, heads_per_kv * T, S]
     queries: Tensor | None  # flat rows [B * T]; None: all rows, in order
     real: Tensor | None  # which of [B * T] are no padding
@@ -165,23 +165,27 @@ class PagedAttention:
         """From query [Hq, B * T, D] to [B * T, Hq, Dv]."""
         num_entries, num_rows, num_cached = group.size
         keys, values = self._cache.gather(layer, group.cached)
-        num_heads, dim = query.shape[0], query.shape[2]
-        num_kv_heads = keys.shape[0]
-        folded = (
-            query.view(num_kv_heads, -1, num_entries, num_rows, dim)
-            .permute(2, 0, 1, 3, 4)
-            .reshape(num_entries, num_kv_heads, -1, dim)
-        )
+        num_kv_heads, dim, value_dim = keys.shape[0], keys.shape[2], values.shape[2]
         output = scaled_dot_product_attention(
-            folded,
+            _fold(query, num_entries, num_kv_heads),
             keys.view(num_kv_heads, num_entries, num_cached, dim).transpose(0, 1),
-            values.view(num_kv_heads, num_entries, num_cached, -1).transpose(0, 1),
+            values.view(num_kv_heads, num_entries, num_cached, value_dim).transpose(0, 1),
             attn_mask=group.bias,
             scale=scaling,
         )
-        value_dim = values.shape[2]
         output = output.view(num_entries, num_kv_heads, -1, num_rows, value_dim)
-        return output.permute(0, 3, 1, 2, 4).reshape(-1, num_heads, value_dim)
+        return output.permute(0, 3, 1, 2, 4).reshape(-1, query.shape[0], value_dim)
+
+
+def _fold(query: Tensor, num_entries: int, num_kv_heads: int) -> Tensor:
+    """From [Hq, B * T, D] to [B, Hkv, G * T, D]: query heads that share a key head together."""
+    num_heads, num_queries, dim = query.shape
+    if num_entries == 1:
+        return query.reshape(1, num_kv_heads, -1, dim)
+    if num_entries == num_queries:  # one row each: most often there is nothing to copy
+        return query.transpose(0, 1).reshape(num_entries, num_kv_heads, -1, dim)
+    folded = query.view(num_kv_heads, num_heads // num_kv_heads, num_entries, -1, dim)
+    return folded.permute(2, 0, 1, 3, 4).reshape(num_entries, num_kv_heads, -1, dim)
 
 
 def _on(like: Tensor, array: npt.NDArray[np.int64]) -> Tensor:
@@ -223,12 +227,20 @@ def _plan_group(
     needs_index = not (is_only and real.all())
     return _Group(
         size=(num_entries, num_rows, num_cached),
-        cached=_on(like, cached.ravel()),
+        cached=_rows_of(like, cached.ravel()),
         bias=bias.reshape(num_entries, 1, heads_per_kv * num_rows, num_cached),
         queries=_on(like, queries.ravel()) if needs_index else None,
         real=_on(like, np.flatnonzero(real)) if needs_index else None,
         targets=_on(like, queries[real]) if needs_index else None,
     )
+
+
+def _rows_of(like: Tensor, rows: npt.NDArray[np.int64]) -> Tensor | slice:
+    """Rows that follow each other, as those of one sequence often do, need not be gathered."""
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first == len(rows) - 1 and (np.diff(rows) == 1).all():
+        return slice(first, last + 1)
+    return _on(like, rows)
 
 
 def _fill_seen(seen: npt.NDArray[np.bool_], entry: PlannedRows) -> None:

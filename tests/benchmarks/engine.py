@@ -37,7 +37,7 @@ class EngineEffort:
     """How long to measure. `num_repeats` are those of short actions; long ones take a part."""
 
     num_repeats: int = 40
-    num_tokens: int = 48
+    num_tokens: int = 96
     num_prompts: int = 4
 
     @property

@@ -1,21 +1,23 @@
-"""One forward of the demo pair: verification against a hand-written one, levels against bare ones."""
+"""One forward of the demo pair: verification against one by hand, levels against bare ones."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from transformers import DynamicCache
 
 from node.drafter import Drafter, DrafterSettings, DraftRequest
-from specedge_p2p.lm.ports import Rows, SamplingParams
+from specedge_p2p.lm.ports import Children, Rows, SamplingParams
+from specedge_p2p.lm.wrapped import WrappedModel
 from specedge_p2p.tree.growth import GrowthSettings
-from specedge_p2p.wire.messages import GrowthWishes
 from tests.benchmarks.engine import EngineEffort, EngineFigures, EngineRow, at_most
-from tests.benchmarks.engine_models import DRAFT, TARGET, TreeShape, context, pair
+from tests.benchmarks.engine_models import DRAFT, TARGET, TreeShape, context, pair, texts
 from tests.benchmarks.handwritten import HandwrittenLlama
 from tests.benchmarks.interleaved import interleaved
 
 NUM_CONTEXT = 200
+LEVEL_CONTEXT = 160
+NUM_TEXTS = 64
 SHAPES = ((1, 1), (8, 1), (8, 9), (8, 33))
 LEVELS = ((1, 16), (4, 8), (8, 8))
 """Sessions and beam width, as nodes choose them."""
@@ -81,11 +83,7 @@ def verification_section(effort: EngineEffort) -> EngineFigures:
         if verification.ours() != verification.by_hand():
             raise RuntimeError("the hand-written forward chose other tokens")
         times = interleaved(
-            {
-                "ours": lambda v=verification: _run(v.ours),
-                "hand": lambda v=verification: _run(v.by_hand),
-            },
-            effort.num_repeats,
+            {"ours": verification.ours, "hand": verification.by_hand}, effort.num_repeats
         )
         verification.close()
         size = f"{num_sequences}x{num_rows}"
@@ -112,33 +110,61 @@ def verification_section(effort: EngineEffort) -> EngineFigures:
     return figures
 
 
+class Recorded(WrappedModel):
+    """Remembers the last expansion, so that it can be made again."""
+
+    def expand(self, batch: Sequence[Rows], branch_width: int) -> list[Children]:
+        self._last = batch, branch_width
+        return super().expand(batch, branch_width)
+
+    def repeat(self) -> list[Children]:
+        batch, branch_width = self._last
+        for rows in batch:
+            num_before = self.num_tail_rows(rows.sequence) - len(rows.token_ids)
+            self.compact(rows.sequence, (), range(num_before))
+        return super().expand(batch, branch_width)
+
+
 class DraftLevel:
-    """Levels of a node's drafter, and the bare forward of the same number of rows."""
+    """Levels of a node's drafter, its forward alone, and the bare forward of as many rows."""
 
     def __init__(self, num_sessions: int, beam_width: int) -> None:
         draft = pair(DRAFT)
         self._num_rows = num_sessions * beam_width
-        self._texts = [context(NUM_CONTEXT, seed) for seed in range(num_sessions)]
         growth = GrowthSettings(beam_width=beam_width)
-        self._drafter = Drafter(draft.ours, DrafterSettings(growth, prefill_rows=4096, has_early_stop=False))
+        self._forward = Recorded(draft.ours)
+        self._drafter = Drafter(
+            self._forward, DrafterSettings(growth, prefill_rows=4096, has_early_stop=False)
+        )
+        every = texts(NUM_TEXTS, LEVEL_CONTEXT)
+        wide = [text for text in every if self._num_rows_of(text) == beam_width]
+        self._texts = wide[:num_sessions]
         self._plain = draft.plain
         self._cache = DynamicCache(config=draft.plain.config)
-        ids = torch.from_numpy(np.stack(self._texts).astype(np.int64))
+        ids = torch.tensor(self._texts)
         with torch.inference_mode():
             self._plain(ids, past_key_values=self._cache, logits_to_keep=1)
         shape = TreeShape(beam_width)
         self._ids = ids[:, :beam_width].contiguous()
-        self._positions = (torch.tensor(shape.depths) + NUM_CONTEXT).expand(num_sessions, -1)
-        self._mask = shape.bias(NUM_CONTEXT, 1).expand(num_sessions, -1, -1, -1)
+        self._positions = (torch.tensor(shape.depths) + LEVEL_CONTEXT).expand(num_sessions, -1)
+        self._mask = shape.bias(LEVEL_CONTEXT, 1).expand(num_sessions, -1, -1, -1)
 
     def prepare(self) -> None:
         """Open all sessions anew and grow them until their frontiers are wide enough."""
-        for number, text in enumerate(self._texts):
-            self._drafter.close(number)
-            self._drafter.open(
-                number,
-                DraftRequest(text.tolist(), SAMPLED, KEY, 2000, 4096, GrowthWishes(min_prob=1e-6)),
-            )
+        self._open(self._texts)
+
+    def _num_rows_of(self, text: list[int]) -> int:
+        """Of this session's level when it is alone: some texts leave little to guess."""
+        self._open([text])
+        num_rows = self._drafter.level().num_rows
+        self.close()
+        return num_rows
+
+    def _open(self, chosen: Sequence[list[int]]) -> None:
+        self.close()
+        for number, text in enumerate(chosen):
+            request = DraftRequest(text, SAMPLED, KEY, max_position=2000, vocab_size=4096)
+            self._drafter.open(number, request)
         for _ in range(NUM_FIRST_LEVELS):
             self._drafter.level()
 
@@ -146,6 +172,10 @@ class DraftLevel:
         done = self._drafter.level()
         if done.num_rows != self._num_rows:
             raise RuntimeError(f"a level of {done.num_rows} rows, {self._num_rows} wanted")
+
+    def expand(self) -> None:
+        """The last level's forward again, its rows taken out first."""
+        self._forward.repeat()
 
     @torch.inference_mode()
     def bare(self) -> None:
@@ -159,7 +189,7 @@ class DraftLevel:
         self._cache.crop(-self._ids.shape[1])
 
     def close(self) -> None:
-        for number in range(len(self._texts)):
+        for number in self._drafter.session_nos:
             self._drafter.close(number)
 
 
@@ -170,7 +200,9 @@ def level_section(effort: EngineEffort) -> EngineFigures:
         size = f"{num_sessions}x{beam_width}"
         level = DraftLevel(num_sessions, beam_width)
         times = interleaved(
-            {"level": level.level, "bare": level.bare}, effort.num_repeats, level.prepare
+            {"level": level.level, "expand": level.expand, "bare": level.bare},
+            effort.num_repeats,
+            level.prepare,
         )
         level.close()
         ratio = times.ratio("level", "bare")
@@ -182,6 +214,12 @@ def level_section(effort: EngineEffort) -> EngineFigures:
                     1000 * times.median_s("level"),
                     f"bare draft forward {size}",
                     ratio,
+                ),
+                EngineRow(
+                    f"draft level {size}, forward and ranking alone",
+                    1000 * times.median_s("expand"),
+                    f"bare draft forward {size}",
+                    times.ratio("expand", "bare"),
                 ),
             ),
             (
@@ -195,7 +233,3 @@ def level_section(effort: EngineEffort) -> EngineFigures:
             ),
         )
     return figures
-
-
-def _run(action: Callable[[], object]) -> None:
-    action()

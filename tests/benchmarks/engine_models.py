@@ -1,6 +1,5 @@
 """The demo pair twice: behind the port, and as transformers gives it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -17,7 +16,7 @@ from tests.simulator.traces import demo_book
 
 TARGET, DRAFT = "demo-target", "demo-draft"
 CACHE_ROWS = 16_384
-PROMPT_TOKENS = 64
+PROMPT_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +38,12 @@ def prompts(count: int) -> list[list[int]]:
     """Different held-out prompts of the same length."""
     found = dict.fromkeys(trace.prompt_ids[:PROMPT_TOKENS] for trace in demo_book().traces)
     return [list(token_ids) for token_ids in list(found)[:count]]
+
+
+def texts(count: int, num_tokens: int) -> list[list[int]]:
+    """Different held-out prompts, each with what the target said to it, of the same length."""
+    found = [trace.tokens for trace in demo_book().traces if trace.temperature > 0]
+    return [list(tokens[:num_tokens]) for tokens in found if len(tokens) >= num_tokens][:count]
 
 
 def context(num_tokens: int, seed: int) -> TokenIds:
@@ -86,8 +91,3 @@ class TreeShape:
         ]
         bias = torch.zeros(seen.shape).masked_fill_(torch.from_numpy(~seen), float("-inf"))
         return bias.repeat(heads_per_kv, 1)[None, None]
-
-
-def same_tokens(found: Sequence[object], expected: Sequence[object]) -> float:
-    """The share of positions at which two generations hold the same token."""
-    return sum(a == b for a, b in zip(found, expected, strict=True)) / max(1, len(expected))

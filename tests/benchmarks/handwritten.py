@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
-from specedge_p2p.lm.packed_linear import MIN_ELEMENTS, PackedLinear
+from specedge_p2p.lm.packed_linear import MIN_ELEMENTS, Product
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +32,14 @@ class _Product:
     def __init__(self, *layers: nn.Linear) -> None:
         weight = torch.cat([layer.weight.detach() for layer in layers])
         self._weight = weight
-        self._packed: PackedLinear | None = None
+        self._packed: Product | None = None
         if weight.numel() >= MIN_ELEMENTS:
             whole = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
             whole.weight = nn.Parameter(weight, requires_grad=False)
-            self._packed = PackedLinear(whole)
+            self._packed = Product(whole)
 
     def __call__(self, rows: Tensor) -> Tensor:
-        return linear(rows, self._weight) if self._packed is None else self._packed.forward(rows)
+        return linear(rows, self._weight) if self._packed is None else self._packed(rows)
 
 
 class HandwrittenLlama:
