@@ -136,8 +136,8 @@ def _names(module: nn.Module) -> set[str]:
     return {name for name, _ in module.named_children()}
 
 
-class _OverItself:
-    """Causal attention over the new rows alone; query heads are told apart by their keys."""
+class OverItself:
+    """Causal attention over the new rows alone, to try layers with."""
 
     def attend(
         self, layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float
@@ -157,7 +157,7 @@ def _gives_the_same(layer: nn.Module, fused: FusedLayer, rotary: nn.Module) -> b
     positions = torch.arange(1, 1 + _NUM_PROBE_ROWS)[None] * 7
     given: dict[str, Any] = {
         "position_embeddings": rotary(rows, positions),
-        "layer_attention": _OverItself(),
+        "layer_attention": OverItself(),
     }
     expected = layer(rows, attention_mask=None, position_ids=positions, **given)
     if not isinstance(expected, Tensor):

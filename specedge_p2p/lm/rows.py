@@ -67,9 +67,10 @@ def check_rows(rows: Rows, state: CacheState) -> None:
         raise ValueError("visible is uint64 [T, W]")
     seen = visible_slots(rows.visible, max(num_slots, rows.visible.shape[1] * 64))
     own = np.arange(state.num_tail, num_slots)
+    last = seen.shape[1] - 1 - seen[:, ::-1].argmax(axis=1)
     if not seen[np.arange(num_rows), own].all():
         raise ValueError("a row must see itself")
-    if np.triu(seen[:, state.num_tail :], 1).any():
+    if (last > own).any():
         raise ValueError("a row sees a slot that is written after it")
 
 

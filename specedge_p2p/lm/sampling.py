@@ -69,19 +69,20 @@ def rank_children(logits: Tensor, draws: Draws, branch_width: int) -> tuple[Tens
     noisy = [i for i, sampling in enumerate(draws.sampling) if sampling.temperature > 0]
     if noisy:
         rows = torch.tensor(noisy, device=logits.device)
+        some = slice(None) if len(noisy) == len(scores) else rows
         ids = torch.arange(logits.shape[1], device=logits.device)
-        ids = ids[None] if token_ids is None else token_ids[rows]
+        ids = ids[None] if token_ids is None else token_ids[some]
         noise = gumbel(_row_hashes(draws, noisy, ids), scores.dtype)
         temperatures = [draws.sampling[i].temperature for i in noisy]
-        divided = scores[rows] / _column(temperatures, scores)
-        scores = scores.index_copy(0, rows, divided + noise)
+        noise.add_(scores[some] / _column(temperatures, scores))
+        scores = noise if len(noisy) == len(scores) else scores.index_copy(0, rows, noise)
     best = torch.log_softmax(scores, -1).topk(branch_width, -1)
     indices = best.indices if token_ids is None else token_ids.gather(1, best.indices)
     return indices, best.values.clamp(max=0).float()
 
 
 def likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of each row [R, V], best first, and their token ids.
+    """The `count` largest of each row [R, V] in any order, and their token ids.
 
     Found among the columns whose best is one of the `count` best: whoever is among the largest
     stands in one of those.
@@ -89,12 +90,12 @@ def likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     num_rows, vocab_size = logits.shape
     num_columns = vocab_size // _NUM_IN_COLUMN
     if vocab_size % _NUM_IN_COLUMN or num_columns < 2 * count:
-        plain = logits.topk(count, -1)
+        plain = logits.topk(count, -1, sorted=False)
         return plain.values, plain.indices
     columns = logits.view(num_rows, _NUM_IN_COLUMN, num_columns)
     best = columns.amax(1).topk(count, -1, sorted=False).indices
     index = best[:, None].expand(num_rows, _NUM_IN_COLUMN, count)
-    values, places = columns.gather(2, index).view(num_rows, -1).topk(count, -1)
+    values, places = columns.gather(2, index).view(num_rows, -1).topk(count, -1, sorted=False)
     in_column = places.div(count, rounding_mode="floor")
     return values, in_column * num_columns + best.gather(1, places - in_column * count)
 

@@ -124,9 +124,9 @@ def profile_steps(sampling: SamplingParams, num_steps: int) -> StepProfile:
     verifying, watch = Verifying(sampling), Stopwatch()
     verifying.feed()
     verifying.step()
-    model = pair(TARGET).ours._model
+    model = pair(TARGET).ours
     patches = [
-        mock.patch.object(model, "forward", watch.timed("forward", model.forward)),
+        mock.patch.object(model, "_logits", watch.timed("forward", model._logits)),
         mock.patch.object(runner, "choose_tokens", watch.timed("sampling", sampler.choose_tokens)),
         mock.patch.object(
             PagedAttention, "attend", watch.timed("attention", PagedAttention.attend)

@@ -1,17 +1,11 @@
 """Packed layers give what the plain ones give, and stay away from what must not change."""
 
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch.nn.functional import silu
 
-from specedge_p2p.lm.packed_linear import MIN_ELEMENTS, PackedLinear, pack_linears
-from specedge_p2p.lm.ports import ModelInfo, Rows, SamplingParams
-from specedge_p2p.lm.runner import TransformersModel
-from specedge_p2p.lm.tree_attention import register_attention
+from specedge_p2p.lm.packed_linear import MIN_ELEMENTS, PackedLinear, Product, pack_linears
 
 WIDTH = 512
 assert WIDTH * WIDTH >= MIN_ELEMENTS
@@ -55,36 +49,18 @@ def test_what_must_not_change_is_not_packed() -> None:
     assert pack_linears(kept) == 0
 
 
-def _llama(attention: str, dtype: torch.dtype) -> Any:  # noqa: ANN401
-    config = LlamaConfig(
-        vocab_size=800,
-        hidden_size=256,
-        intermediate_size=1024,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        initializer_range=0.1,
-        tie_word_embeddings=True,
-        attn_implementation=attention,
-    )
-    torch.manual_seed(5)
-    return LlamaForCausalLM(config).to(dtype).eval()
-
-
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 0.4)])
-def test_a_model_of_packed_layers_gives_the_logits_of_the_plain_one(
-    dtype: torch.dtype, bound: float
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize("width", [WIDTH, 8])
+def test_what_follows_a_product_is_computed_with_it(
+    dtype: torch.dtype, bound: float, width: int
 ) -> None:
-    """The head shares its weight with the embedding, which stays as it is."""
-    model = _llama(register_attention(), dtype)
-    info = ModelInfo("wide", 800, 2048, (1,), str(dtype), bytes(16))
-    runner = TransformersModel(model, info, 64)
-    assert isinstance(model.lm_head, PackedLinear)
-    assert sum(isinstance(module, PackedLinear) for module in model.modules()) >= 7
-    runner.add_sequence(0, SamplingParams(temperature=0), bytes(16))
-    tokens = np.random.default_rng(0).integers(2, 800, 30).astype(np.int32)
+    torch.manual_seed(4)
+    layer = nn.Linear(WIDTH, width, dtype=dtype)
+    rows, factors = torch.randn(1, 9, WIDTH, dtype=dtype), torch.randn(1, 9, width, dtype=dtype)
+    product = Product(layer)
+    assert product.is_packed == (width == WIDTH)
     with torch.inference_mode():
-        found = runner._forward([Rows(0, tokens, np.arange(30, dtype=np.int32), None, 30)])
-        expected = _llama("sdpa", dtype)(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0]
-    assert (found - expected).abs().max() < bound
-    assert expected.abs().max() > 5 * bound
+        plain = layer(rows)
+        assert (product(rows) - plain).abs().max() < bound
+        assert (product.swish(rows) - silu(plain)).abs().max() < bound
+        assert (product.times(rows, factors) - plain * factors).abs().max() < bound
