@@ -56,8 +56,7 @@ def check_rows(rows: Rows, state: CacheState) -> None:
     if rows.visible is None:
         if state.num_tail:
             raise ValueError("causal rows need an empty tail")
-        expected = np.arange(state.num_prefix, state.num_prefix + num_rows)
-        if not np.array_equal(rows.positions, expected):
+        if rows.positions[0] != state.num_prefix or (np.diff(rows.positions) != 1).any():
             raise ValueError("causal rows continue the prefix position by position")
         return
     num_slots = state.num_tail + num_rows

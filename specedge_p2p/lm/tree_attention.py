@@ -250,6 +250,6 @@ def _fill_seen(seen: npt.NDArray[np.bool_], entry: PlannedRows) -> None:
     seen[:num_rows, :num_prefix] = True
     tail = seen[:num_rows, num_prefix : entry.num_visible]
     if entry.rows.visible is None:
-        tail[:] = np.tri(num_rows, dtype=np.bool_)
+        tail[:] = True if num_rows == 1 else np.tri(num_rows, dtype=np.bool_)
     else:
         tail[:] = visible_slots(entry.rows.visible, tail.shape[1])
