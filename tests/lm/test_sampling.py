@@ -99,16 +99,16 @@ def test_the_first_of_the_best_is_the_same_on_every_device(scores: list[list[flo
     seed=st.integers(0, 2**32 - 1),
     is_coarse=st.booleans(),
 )
-def test_the_likeliest_are_the_largest(
+def test_the_largest_are_among_the_likeliest(
     num_rows: int, vocab_size: int, count: int, seed: int, is_coarse: bool
 ) -> None:
     logits = torch.from_numpy(np.random.default_rng(seed).normal(size=(num_rows, vocab_size)))
     if is_coarse:
         logits = logits.round()
     values, token_ids = likeliest(logits, count)
-    assert torch.equal(values.sort(-1, descending=True).values, logits.topk(count, -1).values)
+    assert torch.equal(values.topk(count, -1).values, logits.topk(count, -1).values)
     assert torch.equal(values, logits.gather(1, token_ids))
-    assert all(len(set(row)) == count for row in token_ids.tolist())
+    assert all(len(set(row)) == len(row) for row in token_ids.tolist())
 
 
 @given(data=st.data(), params=st.lists(PARAMS, min_size=1, max_size=6), is_coarse=st.booleans())
