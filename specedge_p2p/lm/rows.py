@@ -56,8 +56,7 @@ def check_rows(rows: Rows, state: CacheState) -> None:
     if rows.visible is None:
         if state.num_tail:
             raise ValueError("causal rows need an empty tail")
-        expected = np.arange(state.num_prefix, state.num_prefix + num_rows)
-        if not np.array_equal(rows.positions, expected):
+        if rows.positions[0] != state.num_prefix or (np.diff(rows.positions) != 1).any():
             raise ValueError("causal rows continue the prefix position by position")
         return
     num_slots = state.num_tail + num_rows
@@ -67,9 +66,10 @@ def check_rows(rows: Rows, state: CacheState) -> None:
         raise ValueError("visible is uint64 [T, W]")
     seen = visible_slots(rows.visible, max(num_slots, rows.visible.shape[1] * 64))
     own = np.arange(state.num_tail, num_slots)
+    last = seen.shape[1] - 1 - seen[:, ::-1].argmax(axis=1)
     if not seen[np.arange(num_rows), own].all():
         raise ValueError("a row must see itself")
-    if np.triu(seen[:, state.num_tail :], 1).any():
+    if (last > own).any():
         raise ValueError("a row sees a slot that is written after it")
 
 

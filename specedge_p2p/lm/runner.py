@@ -7,13 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from specedge_p2p.lm.families import check_windows
 from specedge_p2p.lm.free_memory import free_memory
+from specedge_p2p.lm.fused_layer import fuse_layers
+from specedge_p2p.lm.fused_model import fused_model
 from specedge_p2p.lm.kv_cache import KvCache
 from specedge_p2p.lm.kv_memory import KvMemory, plan_cache
+from specedge_p2p.lm.packed_linear import pack_linears
 from specedge_p2p.lm.pages import PAGE_ROWS, CachedSequence, PagePool
 from specedge_p2p.lm.ports import (
     CacheInfo,
@@ -49,11 +53,14 @@ class TransformersModel:
         self, model: torch.nn.Module, info: ModelInfo, cache_rows: int | KvMemory | None
     ) -> None:
         self._model = model.eval()
+        fuse_layers(model)
+        pack_linears(model)
         self._info = info
         self._like = next(model.parameters())
         forward: Any = model.forward
         if "logits_to_keep" not in inspect.signature(forward).parameters:
             raise ModelError(f"{info.name}: its forward computes no chosen logits: not supported")
+        self._fused = fused_model(model)
         self._shape, self._heads_per_kv = self._probe()
         if not isinstance(cache_rows, int):
             row_bytes = self._shape.row_bytes(self._like.dtype)
@@ -108,7 +115,7 @@ class TransformersModel:
         if not len(logits):
             return [np.zeros(0, np.int32) for _ in batch]
         chosen = choose_tokens(logits, self._draws(batch)).cpu().numpy().astype(np.int32)
-        return np.split(chosen, _ends(batch))
+        return _split(chosen, batch)
 
     def expand(self, batch: Sequence[Rows], branch_width: int) -> list[Children]:
         if not 1 <= branch_width <= self._info.vocab_size:
@@ -116,12 +123,9 @@ class TransformersModel:
         logits = self._forward(batch)
         draws = self._draws(batch)
         ids, log_probs = rank_children(logits, draws, branch_width)
-        parts = zip(
-            np.split(ids.cpu().numpy().astype(np.int32), _ends(batch)),
-            np.split(log_probs.cpu().numpy(), _ends(batch)),
-            strict=True,
-        )
-        return [Children(token_ids, numbers) for token_ids, numbers in parts]
+        token_ids = _split(ids.cpu().numpy().astype(np.int32), batch)
+        numbers = _split(log_probs.cpu().numpy(), batch)
+        return [Children(*parts) for parts in zip(token_ids, numbers, strict=True)]
 
     def compact(self, sequence: int, commit: Sequence[int], keep: Sequence[int] = ()) -> None:
         state = self._open(sequence)
@@ -168,20 +172,29 @@ class TransformersModel:
         ids, positions, outputs = self._flat(entries)
         attention = PagedAttention(self._cache, entries, self._heads_per_kv, self._like)
         with _clear_errors():
-            result = self._model(
-                input_ids=ids,
-                position_ids=positions,
-                use_cache=False,
-                logits_to_keep=outputs,
-                layer_attention=attention,
-            )
+            logits = self._logits(ids, positions, outputs, attention)
         for rows in batch:
             state = self._sequences[rows.sequence]
             if rows.visible is None:
                 state.num_prefix += len(rows.token_ids)
             else:
                 state.num_tail += len(rows.token_ids)
-        logits: Tensor = result.logits[0]
+        return logits[0]
+
+    def _logits(
+        self, ids: Tensor, positions: Tensor, outputs: Tensor, attention: PagedAttention
+    ) -> Tensor:
+        """Logits [1, O, V] of token ids and positions [1, N], after the rows `outputs` [O]."""
+        if self._fused is not None:
+            return self._fused.logits(ids, positions, outputs, attention)
+        result = self._model(
+            input_ids=ids,
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=outputs,
+            layer_attention=attention,
+        )
+        logits: Tensor = result.logits
         return logits
 
     def _flat(self, entries: Sequence[PlannedRows]) -> tuple[Tensor, Tensor, Tensor]:
@@ -240,7 +253,10 @@ def _clear_errors() -> Iterator[None]:
         raise ModelError(f"the forward failed: {line}") from error
 
 
-def _ends(batch: Sequence[Rows]) -> list[int]:
-    """Where the outputs of all entries but the last end."""
-    ends: list[int] = np.cumsum([rows.num_outputs for rows in batch])[:-1].tolist()
-    return ends
+def _split(values: npt.NDArray[Any], batch: Sequence[Rows]) -> list[npt.NDArray[Any]]:
+    """What stands for the outputs of all entries, entry by entry."""
+    parts, start = [], 0
+    for rows in batch:
+        parts.append(values[start : start + rows.num_outputs])
+        start += rows.num_outputs
+    return parts

@@ -1,13 +1,16 @@
 """Choosing tokens on the device: the torch twin of `noise.py` and `choosing.py`.
 
-Hashes are in masked int64 arithmetic and equal on every device; the floats that follow may differ
-by ulps. Logits are taken to float32; float64 stays.
+Hashes are integers and equal on every device; the floats that follow may differ by ulps. Logits are
+taken to float32; float64 stays. On a CPU hashes, sorting and the arg-max go through numpy, which
+does them several times as fast.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,8 +19,10 @@ from specedge_p2p.noise import NoiseKey, key_words
 
 _MASK = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B1
+_MIX_FIRST, _MIX_SECOND = 0x7FEB352D, 0x846CA68B
+_NUM_IN_COLUMN = 8
 NUM_RANKED = 64
-"""Tokens of a row that may become children when noise is drawn."""
+"""Tokens of a row, at least, that may become children when noise is drawn."""
 _SLICE_ELEMENTS_CPU, _SLICE_ELEMENTS = 1 << 16, 1 << 24
 """Rows are taken in slices of so many logits: on a CPU hashes then stay in its cache, on a GPU they
 need bounded memory."""
@@ -41,6 +46,8 @@ class Draws:
 
 def choose_tokens(logits: Tensor, draws: Draws) -> Tensor:
     """Token ids int64 [R] from logits [R, V]; ties go to the lowest token id."""
+    if all(sampling.temperature <= 0 for sampling in draws.sampling):
+        return _first_best(_wide(logits))
     return torch.cat(
         [_first_best(_scores(part, d, filtered=True)) for part, d in _slices(logits, draws)]
     )
@@ -57,28 +64,62 @@ def rank_children(logits: Tensor, draws: Draws, branch_width: int) -> tuple[Tens
     if num_ranked >= logits.shape[1] or all(s.temperature <= 0 for s in draws.sampling):
         token_ids, ranked = None, logits
     else:
-        ranked, token_ids = logits.topk(num_ranked, -1)
-    scores = ranked if ranked.dtype == torch.float64 else ranked.float()
+        ranked, token_ids = likeliest(logits, num_ranked)
+    scores = _wide(ranked)
     noisy = [i for i, sampling in enumerate(draws.sampling) if sampling.temperature > 0]
     if noisy:
         rows = torch.tensor(noisy, device=logits.device)
+        some = slice(None) if len(noisy) == len(scores) else rows
         ids = torch.arange(logits.shape[1], device=logits.device)
-        ids = ids[None] if token_ids is None else token_ids[rows]
+        ids = ids[None] if token_ids is None else token_ids[some]
         noise = gumbel(_row_hashes(draws, noisy, ids), scores.dtype)
         temperatures = [draws.sampling[i].temperature for i in noisy]
-        divided = scores[rows] / _column(temperatures, scores)
-        scores = scores.index_copy(0, rows, divided + noise)
+        noise.add_(scores[some] / _column(temperatures, scores))
+        scores = noise if len(noisy) == len(scores) else scores.index_copy(0, rows, noise)
     best = torch.log_softmax(scores, -1).topk(branch_width, -1)
     indices = best.indices if token_ids is None else token_ids.gather(1, best.indices)
     return indices, best.values.clamp(max=0).float()
 
 
+def likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Logits and token ids [R, C] of the `count` largest of each row [R, V], and of some more.
+
+    Taken are the columns whose best is one of the `count` best: whoever is among the largest stands
+    in one of those. That costs half of finding the largest alone.
+    """
+    num_rows, vocab_size = logits.shape
+    num_columns = vocab_size // _NUM_IN_COLUMN
+    if vocab_size % _NUM_IN_COLUMN or num_columns < 2 * count:
+        found = logits.topk(count, -1, sorted=False)
+        return found.values, found.indices
+    columns = logits.view(num_rows, _NUM_IN_COLUMN, num_columns)
+    best = columns.amax(1).topk(count, -1, sorted=False).indices[:, None]
+    first_ids = torch.arange(_NUM_IN_COLUMN, device=logits.device)[:, None] * num_columns
+    values = columns.gather(2, best.expand(num_rows, _NUM_IN_COLUMN, count))
+    return values.view(num_rows, -1), (best + first_ids).view(num_rows, -1)
+
+
 def _row_hashes(draws: Draws, rows: Sequence[int], token_ids: Tensor) -> Tensor:
-    device = token_ids.device
-    words = torch.tensor([key_words(draws.keys[i]) for i in rows], device=device)
-    return token_hashes(
-        words, torch.tensor([draws.positions[i] for i in rows], device=device), token_ids
-    )
+    keys = [draws.keys[i] for i in rows]
+    positions = [draws.positions[i] for i in rows]
+    if token_ids.device.type == "cpu":
+        return torch.from_numpy(hashes_on_cpu(keys, positions, token_ids.numpy()))
+    words = torch.tensor([key_words(key) for key in keys], device=token_ids.device)
+    return token_hashes(words, torch.tensor(positions, device=token_ids.device), token_ids)
+
+
+def hashes_on_cpu(
+    keys: Sequence[NoiseKey], positions: Sequence[int], token_ids: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint32]:
+    """The same as `token_hashes`; 32-bit numbers wrap around by themselves."""
+    words = np.frombuffer(b"".join(keys), "<u4").reshape(len(keys), -1).astype(np.uint32)
+    first = np.array(positions, np.uint32)[:, None] * np.uint32(_GOLDEN)
+    for word in range(2):
+        first = _mix_on_cpu(first ^ words[:, word, None])
+    second = first
+    for word in range(2, 4):
+        second = _mix_on_cpu(second ^ words[:, word, None])
+    return _mix_on_cpu(_mix_on_cpu(token_ids.astype(np.uint32) ^ first) ^ second)
 
 
 def token_hashes(words: Tensor, positions: Tensor, token_ids: Tensor) -> Tensor:
@@ -91,10 +132,10 @@ def token_hashes(words: Tensor, positions: Tensor, token_ids: Tensor) -> Tensor:
 
 def gumbel(hashes: Tensor, dtype: torch.dtype) -> Tensor:
     """Standard Gumbel noise of the hashes, in float32 or float64."""
-    uniform = (hashes.to(dtype) + 0.5) / 2.0**32
+    noise = hashes.to(dtype).add_(0.5).mul_(2.0**-32)
     if dtype == torch.float32:  # 2**32 - 1 + 0.5 rounds up to 2**32, where log1p is -inf
-        uniform = uniform.clamp(max=1 - 2**-24)
-    return -torch.log(-torch.log1p(-uniform))
+        noise.clamp_(max=1 - 2**-24)
+    return noise.neg_().log1p_().neg_().log_().neg_()
 
 
 def _slices(logits: Tensor, draws: Draws) -> list[tuple[Tensor, Draws]]:
@@ -106,8 +147,12 @@ def _slices(logits: Tensor, draws: Draws) -> list[tuple[Tensor, Draws]]:
     ]
 
 
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def _scores(logits: Tensor, draws: Draws, *, filtered: bool) -> Tensor:
-    scores = logits if logits.dtype == torch.float64 else logits.float()
+    scores = _wide(logits)
     noisy = [i for i, sampling in enumerate(draws.sampling) if sampling.temperature > 0]
     if not noisy:
         return scores
@@ -127,13 +172,9 @@ def _noisy_scores(logits: Tensor, draws: Draws, *, filtered: bool) -> Tensor:
     scores = logits / _column(temperatures, logits)
     if filtered:
         scores = filter_logits(scores, draws.sampling)
-    device = logits.device
-    hashes = token_hashes(
-        torch.tensor([key_words(key) for key in draws.keys], device=device),
-        torch.tensor(list(draws.positions), device=device),
-        torch.arange(logits.shape[1], device=device),
-    )
-    return scores + gumbel(hashes, logits.dtype)
+    token_ids = torch.arange(logits.shape[1], device=logits.device)
+    hashes = _row_hashes(draws, range(len(logits)), token_ids)
+    return gumbel(hashes, logits.dtype).add_(scores)
 
 
 def filter_logits(logits: Tensor, sampling: Sequence[SamplingParams]) -> Tensor:
@@ -159,7 +200,7 @@ def filter_logits(logits: Tensor, sampling: Sequence[SamplingParams]) -> Tensor:
 
 def _top_p_threshold(logits: Tensor, top_p: Sequence[float]) -> Tensor:
     """Per row the smallest logit of the shortest head of the sorted tokens that reaches top_p."""
-    descending = logits.sort(-1, descending=True).values
+    descending = _sorted(logits).flip(-1)
     probs = torch.softmax(descending, -1)
     before = probs.cumsum(-1) - probs
     num_kept = (before < _column(top_p, logits)).sum(-1, keepdim=True).clamp(min=1)
@@ -175,8 +216,29 @@ def _keep(logits: Tensor, threshold: Tensor) -> Tensor:
     return logits.masked_fill(logits < threshold, -math.inf)
 
 
+def _sorted(logits: Tensor) -> Tensor:
+    """Every row ascending."""
+    if logits.device.type == "cpu":
+        return torch.from_numpy(np.sort(logits.numpy(), axis=-1))
+    return logits.sort(-1).values
+
+
 def _first_best(scores: Tensor) -> Tensor:
-    """The lowest index of the largest score; torch's arg-max promises no order of equals."""
+    """The lowest index of the largest score, V where a score is no number."""
+    if scores.device.type == "cpu":
+        return _first_best_on_cpu(scores.numpy())
+    return first_best_on_device(scores)
+
+
+def _first_best_on_cpu(scores: npt.NDArray[np.floating]) -> Tensor:
+    """Of equals the arg-max of numpy takes the first; what is no number it takes for the best."""
+    best = scores.argmax(-1)
+    best[np.isnan(scores[np.arange(len(best)), best])] = scores.shape[1]
+    return torch.from_numpy(best)
+
+
+def first_best_on_device(scores: Tensor) -> Tensor:
+    """The same on any device; torch's arg-max promises no order of equals."""
     is_best = scores == scores.amax(-1, keepdim=True)
     indices = torch.arange(scores.shape[1], device=scores.device)
     return torch.where(is_best, indices, scores.shape[1]).amin(-1)
@@ -184,7 +246,17 @@ def _first_best(scores: Tensor) -> Tensor:
 
 def _mix32(x: Tensor) -> Tensor:
     x = x ^ (x >> 16)  # a tensor of its own, so the rest may be in place
-    x.mul_(0x7FEB352D).bitwise_and_(_MASK)
+    x.mul_(_MIX_FIRST).bitwise_and_(_MASK)
     x.bitwise_xor_(x >> 15)
-    x.mul_(0x846CA68B).bitwise_and_(_MASK)
+    x.mul_(_MIX_SECOND).bitwise_and_(_MASK)
     return x.bitwise_xor_(x >> 16)
+
+
+def _mix_on_cpu(x: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """In place."""
+    x ^= x >> np.uint32(16)
+    x *= np.uint32(_MIX_FIRST)
+    x ^= x >> np.uint32(15)
+    x *= np.uint32(_MIX_SECOND)
+    x ^= x >> np.uint32(16)
+    return x

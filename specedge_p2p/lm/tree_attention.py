@@ -42,7 +42,7 @@ class LayerAttention(Protocol):
         scaling: float,
         window: int | None = None,
     ) -> Tensor:
-        """From query [Hq, N, D], keys and values [N, Hkv, D] to the output [N, Hq, Dv].
+        """From query [Hq, N, D], keys and values [Hkv, N, D] to the output [N, Hq, Dv].
 
         `window`: a row sees so many tokens at most, itself included; None: all before it.
         """
@@ -81,8 +81,8 @@ def attend(  # noqa: PLR0913 - transformers calls it so
     output = layer_attention.attend(
         layer,
         query[0],
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
+        key[0],
+        value[0],
         query.shape[-1] ** -0.5 if scaling is None else scaling,
         sliding_window or None,
     )
@@ -108,7 +108,7 @@ class AttentionProbe:
         del scaling
         self.windows[layer] = window
         num_query_heads = query.shape[0]
-        self._shapes[layer] = (num_query_heads, keys.shape[1], keys.shape[2], values.shape[2])
+        self._shapes[layer] = (num_query_heads, keys.shape[0], keys.shape[2], values.shape[2])
         return query.new_zeros(query.shape[1], num_query_heads, values.shape[2])
 
     def result(self) -> tuple[CacheShape, int]:
@@ -143,7 +143,7 @@ class _Group:
     """Entries attended in one call: B entries, padded to T rows and S cached rows."""
 
     size: tuple[int, int, int]
-    cached: Tensor  # physical rows [B * S]
+    cached: Tensor | slice  # physical rows [B * S]
     bias: MaskBias  # what each of [B, heads_per_kv * T] rows sees of S
     queries: Tensor | None  # flat rows [B * T]; None: all rows, in order
     real: Tensor | None  # which of [B * T] are no padding
@@ -195,23 +195,27 @@ class PagedAttention:
         """From query [Hq, B * T, D] to [B * T, Hq, Dv]."""
         num_entries, num_rows, num_cached = group.size
         keys, values = self._cache.gather(layer, group.cached)
-        num_heads, dim = query.shape[0], query.shape[2]
-        num_kv_heads = keys.shape[1]
-        folded = (
-            query.view(num_kv_heads, -1, num_entries, num_rows, dim)
-            .permute(2, 0, 1, 3, 4)
-            .reshape(num_entries, num_kv_heads, -1, dim)
-        )
+        num_kv_heads, dim, value_dim = keys.shape[0], keys.shape[2], values.shape[2]
         output = scaled_dot_product_attention(
-            folded,
-            keys.view(num_entries, num_cached, num_kv_heads, dim).transpose(1, 2),
-            values.view(num_entries, num_cached, num_kv_heads, -1).transpose(1, 2),
+            _fold(query, num_entries, num_kv_heads),
+            keys.view(num_kv_heads, num_entries, num_cached, dim).transpose(0, 1),
+            values.view(num_kv_heads, num_entries, num_cached, value_dim).transpose(0, 1),
             attn_mask=group.bias.of(window),
             scale=scaling,
         )
-        value_dim = values.shape[2]
         output = output.view(num_entries, num_kv_heads, -1, num_rows, value_dim)
-        return output.permute(0, 3, 1, 2, 4).reshape(-1, num_heads, value_dim)
+        return output.permute(0, 3, 1, 2, 4).reshape(-1, query.shape[0], value_dim)
+
+
+def _fold(query: Tensor, num_entries: int, num_kv_heads: int) -> Tensor:
+    """From [Hq, B * T, D] to [B, Hkv, G * T, D]: query heads that share a key head together."""
+    num_heads, num_queries, dim = query.shape
+    if num_entries == 1:
+        return query.reshape(1, num_kv_heads, -1, dim)
+    if num_entries == num_queries:  # one row each: most often there is nothing to copy
+        return query.transpose(0, 1).reshape(num_entries, num_kv_heads, -1, dim)
+    folded = query.view(num_kv_heads, num_heads // num_kv_heads, num_entries, -1, dim)
+    return folded.permute(2, 0, 1, 3, 4).reshape(num_entries, num_kv_heads, -1, dim)
 
 
 def _on(like: Tensor, array: npt.NDArray[np.int64]) -> Tensor:
@@ -249,12 +253,20 @@ def _plan_group(
     needs_index = not (is_only and real.all())
     return _Group(
         size=(num_entries, num_rows, num_cached),
-        cached=_on(like, cached.ravel()),
+        cached=_rows_of(like, cached.ravel()),
         bias=MaskBias(seen, heads_per_kv, like),
         queries=_on(like, queries.ravel()) if needs_index else None,
         real=_on(like, np.flatnonzero(real)) if needs_index else None,
         targets=_on(like, queries[real]) if needs_index else None,
     )
+
+
+def _rows_of(like: Tensor, rows: npt.NDArray[np.int64]) -> Tensor | slice:
+    """Rows that follow each other, as those of one sequence often do, need not be gathered."""
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first == len(rows) - 1 and (np.diff(rows) == 1).all():
+        return slice(first, last + 1)
+    return _on(like, rows)
 
 
 def _fill_seen(seen: npt.NDArray[np.bool_], entry: PlannedRows) -> None:
@@ -264,6 +276,6 @@ def _fill_seen(seen: npt.NDArray[np.bool_], entry: PlannedRows) -> None:
     seen[:num_rows, :num_prefix] = True
     tail = seen[:num_rows, num_prefix : entry.num_visible]
     if entry.rows.visible is None:
-        tail[:] = np.tri(num_rows, dtype=np.bool_)
+        tail[:] = True if num_rows == 1 else np.tri(num_rows, dtype=np.bool_)
     else:
         tail[:] = visible_slots(entry.rows.visible, tail.shape[1])

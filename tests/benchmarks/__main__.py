@@ -14,6 +14,8 @@ from rich.console import Console
 
 from specedge_p2p.errors import ClearError, outside_groups
 from tests.benchmarks import determinism as flips
+from tests.benchmarks.engine import EngineEffort, engine_table, measure_engine
+from tests.benchmarks.engine_sections import SECTIONS
 from tests.benchmarks.figures import Run
 from tests.benchmarks.machine import this_machine
 from tests.benchmarks.pipeline import Effort, Figures, cells_named, measure
@@ -112,6 +114,35 @@ def determinism(
     print("\n".join(check_lines(figures.checks)))
     if json_file is not None:
         content = {"machine": asdict(this_machine()), **asdict(figures)}
+        json_file.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+
+
+@app.command()
+def engine(
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures to this file.")
+    ] = None,
+    only: Annotated[str, typer.Option(help="Run the sections whose names contain this.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="A quarter of the repeats.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Only show where the time of a step goes.")
+    ] = False,
+) -> None:
+    """The engine on this machine against transformers and against forwards written by hand."""
+    wanted = "host" if profile else only
+    chosen = [(name, section) for name, section in SECTIONS if wanted in name]
+    if not chosen:
+        names = ", ".join(name for name, _ in SECTIONS)
+        raise typer.BadParameter(f"no section is called that; there are {names}")
+    machine = this_machine()
+    figures = measure_engine(chosen, EngineEffort(10) if quick else EngineEffort(), _say)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(str(machine))
+    console.print(engine_table(figures.rows))
+    for line in check_lines(figures.checks):
+        console.print(line)
+    if json_file is not None:
+        content = {"machine": asdict(machine), **asdict(figures)}
         json_file.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 

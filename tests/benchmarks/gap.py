@@ -22,7 +22,8 @@ from coordinator.engine.messages import (
     StepEntry,
     VerificationBatch,
 )
-from specedge_p2p.lm.ports import Children, ModelInfo, Rows, SamplingParams, TokenIds
+from specedge_p2p.lm.ports import CacheInfo, Children, ModelInfo, Rows, SamplingParams, TokenIds
+from specedge_p2p.lm.prefix import PageName
 from specedge_p2p.noise import NoiseKey
 from specedge_p2p.wire.columns import pack_log_probs, pack_parents, pack_tokens
 from tests.benchmarks.binding import CHILD_SHARES, NUM_CHILDREN, GrownSession, Size
@@ -52,6 +53,7 @@ class InstantTarget:
     """Draws what it chooses, and keeps no rows but their number."""
 
     info = ModelInfo("instant", NUM_CHILDREN, MAX_CONTEXT, (), "float32", b"instant")
+    cache = CacheInfo(1 << 40)
     num_free_rows = 1 << 40
 
     def __init__(self, seed: int) -> None:
@@ -66,6 +68,12 @@ class InstantTarget:
     def drop_sequence(self, sequence: int) -> None:
         self._prefix.pop(sequence, None)
         self._tail.pop(sequence, None)
+
+    def share_prefix(self, sequence: int, names: Sequence[PageName]) -> None:
+        """Nothing is shared."""
+
+    def adopt_prefix(self, sequence: int, names: Sequence[PageName]) -> int:
+        return 0
 
     def num_prefix_rows(self, sequence: int) -> int:
         return self._prefix[sequence]

@@ -72,13 +72,13 @@ def test_only_moved_rows_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_moving_rows_may_overlap() -> None:
     shape = CacheShape(num_layers=2, num_kv_heads=1, key_dim=2, value_dim=3)
     cache = KvCache(shape, 8, torch.float32, torch.device("cpu"))
-    numbers = torch.arange(8.0)[:, None, None]
+    numbers = torch.arange(8.0)[None, :, None]
     for layer in range(2):
-        cache.write(layer, torch.arange(8), numbers.expand(8, 1, 2), numbers.expand(8, 1, 3))
+        cache.write(layer, torch.arange(8), numbers.expand(1, 8, 2), numbers.expand(1, 8, 3))
     cache.move(torch.tensor([1, 2, 0]), torch.tensor([0, 1, 2]))
     for layer in range(2):
         keys, values = cache.gather(layer, torch.arange(4))
-        assert keys[:, 0, 0].tolist() == values[:, 0, 2].tolist() == [1, 2, 0, 3]
+        assert keys[0, :, 0].tolist() == values[0, :, 2].tolist() == [1, 2, 0, 3]
     assert shape.row_bytes(torch.float32) == 2 * 5 * 4
 
 

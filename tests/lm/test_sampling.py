@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from specedge_p2p import noise
 from specedge_p2p.lm.choosing import choose_token, filter_logits, rank_children
 from specedge_p2p.lm.ports import SamplingParams
-from specedge_p2p.lm.sampling import Draws, choose_tokens, gumbel, token_hashes
+from specedge_p2p.lm.sampling import (
+    Draws,
+    choose_tokens,
+    first_best_on_device,
+    gumbel,
+    hashes_on_cpu,
+    likeliest,
+    token_hashes,
+)
 from specedge_p2p.lm.sampling import filter_logits as torch_filter
 from specedge_p2p.lm.sampling import rank_children as torch_rank
 
@@ -50,6 +58,57 @@ def test_noise_is_finite_at_both_ends() -> None:
     ends = torch.tensor([0, 2**32 - 1])
     for dtype in (torch.float32, torch.float64):
         assert torch.isfinite(gumbel(ends, dtype)).all()
+
+
+@given(
+    keys=st.lists(KEYS, min_size=1, max_size=4),
+    first_position=st.integers(0, 2**31 - 9),
+    token_ids=st.lists(st.integers(0, 2**24 - 1), min_size=1, max_size=20),
+)
+def test_noise_on_the_processor_equals_that_of_other_devices(
+    keys: list[bytes], first_position: int, token_ids: list[int]
+) -> None:
+    positions = [first_position + i for i in range(len(keys))]
+    words = torch.tensor([noise.key_words(key) for key in keys])
+    expected = token_hashes(words, torch.tensor(positions), torch.tensor(token_ids))
+    found = hashes_on_cpu(keys, positions, np.array(token_ids))
+    assert found.tolist() == expected.tolist()
+
+
+@given(
+    scores=st.lists(
+        st.lists(st.sampled_from([0.0, 1.0, -math.inf, math.nan]), min_size=5, max_size=5),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_the_first_of_the_best_is_the_same_on_every_device(scores: list[list[float]]) -> None:
+    """Of equals the lowest; where anything is no number, what lies outside the vocabulary."""
+    greedy = Draws([SamplingParams(temperature=0)] * len(scores), [bytes(16)] * len(scores), [0])
+    rows = torch.tensor(scores)
+    found = choose_tokens(rows, greedy).tolist()
+    assert found == first_best_on_device(rows).tolist()
+    for row, token_id in zip(scores, found, strict=True):
+        assert token_id == (5 if any(math.isnan(x) for x in row) else row.index(max(row)))
+
+
+@given(
+    num_rows=st.integers(1, 3),
+    vocab_size=st.sampled_from([40, 41, 64, 96, 160]),
+    count=st.integers(1, 10),
+    seed=st.integers(0, 2**32 - 1),
+    is_coarse=st.booleans(),
+)
+def test_the_largest_are_among_the_likeliest(
+    num_rows: int, vocab_size: int, count: int, seed: int, is_coarse: bool
+) -> None:
+    logits = torch.from_numpy(np.random.default_rng(seed).normal(size=(num_rows, vocab_size)))
+    if is_coarse:
+        logits = logits.round()
+    values, token_ids = likeliest(logits, count)
+    assert torch.equal(values.topk(count, -1).values, logits.topk(count, -1).values)
+    assert torch.equal(values, logits.gather(1, token_ids))
+    assert all(len(set(row)) == len(row) for row in token_ids.tolist())
 
 
 @given(data=st.data(), params=st.lists(PARAMS, min_size=1, max_size=6), is_coarse=st.booleans())
