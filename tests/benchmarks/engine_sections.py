@@ -1,9 +1,19 @@
 """What `python -m tests.benchmarks engine` measures, in this order; a new section is a new line."""
 
-from tests.benchmarks.engine import Section
+from tests.benchmarks.engine import EngineEffort, EngineFigures, EngineRow, Section
 from tests.benchmarks.engine_forwards import level_section, verification_section
 from tests.benchmarks.engine_generation import plain_section, speculation_section
+from tests.benchmarks.engine_memory import MemoryEffort, measure_memory
 from tests.benchmarks.engine_profile import host_section
+
+
+def memory_section(effort: EngineEffort) -> EngineFigures:
+    """See engine_memory.py; each serving is made once, whatever the effort."""
+    del effort
+    figures = measure_memory(MemoryEffort())
+    rows = [EngineRow(row.name, row.time_ms, row.against, row.ratio) for row in figures.rows]
+    return EngineFigures(tuple(rows), figures.checks)
+
 
 SECTIONS: tuple[tuple[str, Section], ...] = (
     ("cpu/verification", verification_section),
@@ -11,4 +21,5 @@ SECTIONS: tuple[tuple[str, Section], ...] = (
     ("cpu/host", host_section),
     ("cpu/plain", plain_section),
     ("cpu/speculation", speculation_section),
+    ("memory", memory_section),
 )
