@@ -79,6 +79,9 @@ def serve(
     dtype: Annotated[Dtype, typer.Option(help="Arithmetic of the target model.")] = Dtype.auto,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto takes a GPU.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")] = 1,
+    tensor_parallel: Annotated[
+        int, typer.Option(min=1, max=64, help="Share the target model among this many devices.")
+    ] = 1,
     max_sessions: Annotated[int, typer.Option(min=1, max=4096, help="Live sessions.")] = 64,
     engine_draft: Annotated[
         str,
@@ -170,6 +173,7 @@ def serve(
             dtype=dtype.value,
             device=device,
             threads=threads,
+            tensor_parallel=tensor_parallel,
             step_floor_s=step_floor,
             emulate=emulate,
             stretch=stretch,

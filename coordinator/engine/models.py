@@ -1,5 +1,7 @@
 """The models of an engine process."""
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,20 +24,45 @@ LoadModels = Callable[[EngineSettings], EngineModels]
 
 def load_models(settings: EngineSettings) -> EngineModels:
     """Load the real thing; imports torch, so only the child may call it. Raises ModelError."""
+    target = _load_target(settings)
+    return EngineModels(
+        target, _load(settings, settings.draft_model) if settings.draft_model else None
+    )
+
+
+def _load_target(settings: EngineSettings) -> LanguageModel:
+    if settings.tensor_parallel == 1:
+        return _load(settings, settings.model)
+    from specedge_p2p.lm.parallel import ParallelSettings, load_parallel
+
+    parallel = ParallelSettings(
+        model=settings.model,
+        num_ranks=settings.tensor_parallel,
+        dtype=settings.dtype,
+        device=settings.device,
+        cache_rows=settings.cache_rows or None,
+        threads=settings.threads or None,
+    )
+    return load_parallel(parallel, _leave)
+
+
+def _load(settings: EngineSettings, name: str) -> LanguageModel:
     from specedge_p2p.lm.loader import load_model
 
-    target, *drafts = (
-        load_model(
-            name,
-            dtype=settings.dtype,
-            device=settings.device,
-            cache_rows=settings.cache_rows or None,
-            threads=settings.threads or None,
-        )
-        for name in (settings.model, settings.draft_model)
-        if name
+    return load_model(
+        name,
+        dtype=settings.dtype,
+        device=settings.device,
+        cache_rows=settings.cache_rows or None,
+        threads=settings.threads or None,
     )
-    return EngineModels(target, drafts[0] if drafts else None)
+
+
+def _leave(text: str) -> None:
+    """End this process at once: its main thread may wait for a rank that will never answer."""
+    sys.stderr.write(f"engine: {text}\n")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def on_device(models: EngineModels, device: EmulatedDevice | None) -> EngineModels:

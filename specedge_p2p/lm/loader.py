@@ -18,6 +18,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from specedge_p2p.lm.files import Progress, find_model, fingerprint
+from specedge_p2p.lm.parallel_group import fewest, share_arguments
 from specedge_p2p.lm.ports import ModelError, ModelInfo
 from specedge_p2p.lm.runner import TransformersModel
 from specedge_p2p.lm.tree_attention import register_attention
@@ -29,7 +30,7 @@ _DTYPES: dict[str, torch.dtype] = {
 }
 
 
-def load_model(
+def load_model(  # noqa: PLR0913 - options of the command line
     name_or_path: str,
     *,
     dtype: str = "auto",
@@ -37,6 +38,7 @@ def load_model(
     cache_rows: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    num_ranks: int = 1,
 ) -> TransformersModel:
     """Load a causal language model of the hub's format, ready to run.
 
@@ -48,6 +50,7 @@ def load_model(
         cache_rows: rows of key-value cache; None plans them from the memory.
         threads: of this process's torch; None leaves them.
         progress: called while files are downloaded.
+        num_ranks: above 1 this process loads the share of its rank; see `parallel.py`.
 
     Raises:
         ModelError: with one line that says what is wrong and what to do.
@@ -65,11 +68,13 @@ def load_model(
     folder = find_model(name_or_path, progress=progress)
     config = _read_config(folder, name_or_path)
     with _quiet():
-        model = _build(folder, name_or_path, config, _DTYPES[dtype])
+        shares = share_arguments(config, name_or_path, num_ranks)
+        model = _build(folder, name_or_path, config, _DTYPES[dtype], shares)
         try:
             model = model.to(device)
             info = _info(folder, name_or_path, config, dtype)
-            return TransformersModel(model, info, cache_rows)
+            agree = fewest if num_ranks > 1 else int
+            return TransformersModel(model, info, cache_rows, agree)
         except torch.OutOfMemoryError as error:
             raise ModelError(f"{name_or_path} does not fit the memory of {device}") from error
 
@@ -94,7 +99,13 @@ def _read_config(folder: Path, name: str) -> Any:  # noqa: ANN401
     return config
 
 
-def _build(folder: Path, name: str, config: Any, dtype: torch.dtype) -> Any:  # noqa: ANN401
+def _build(
+    folder: Path,
+    name: str,
+    config: Any,  # noqa: ANN401
+    dtype: torch.dtype,
+    shares: dict[str, Any],
+) -> Any:  # noqa: ANN401
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -103,6 +114,7 @@ def _build(folder: Path, name: str, config: Any, dtype: torch.dtype) -> Any:  # 
             attn_implementation=register_attention(),
             use_safetensors=True,
             output_loading_info=True,
+            **shares,
         )
     except (SafetensorError, EOFError) as error:
         raise ModelError(f"{name}: broken weight file in {folder}: {_line(error)}") from error

@@ -1,7 +1,7 @@
 """A transformers model behind the port: chunks, trees and plain rows in one ragged forward."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,16 @@ class TransformersModel:
         model: a causal language model built with `register_attention()`'s name.
         info: what it is.
         cache_rows: rows of cache; rounded up to whole pages. None: see `plan_cache_rows`.
+        agree: from this process's number of cache rows to that of all ranks of a shared model.
     """
 
-    def __init__(self, model: torch.nn.Module, info: ModelInfo, cache_rows: int | None) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        info: ModelInfo,
+        cache_rows: int | None,
+        agree: Callable[[int], int] = int,
+    ) -> None:
         self._model = model.eval()
         self._info = info
         self._like = next(model.parameters())
@@ -45,7 +52,7 @@ class TransformersModel:
         row_bytes = self._shape.row_bytes(self._like.dtype)
         if cache_rows is None:
             cache_rows = plan_cache_rows(row_bytes, info.max_context, self._like.device)
-        num_pages = -(-cache_rows // PAGE_ROWS)
+        num_pages = -(-agree(cache_rows) // PAGE_ROWS)
         self._pool = PagePool(num_pages)
         self._cache = KvCache(
             self._shape, num_pages * PAGE_ROWS, self._like.dtype, self._like.device
