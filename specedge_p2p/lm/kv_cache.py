@@ -36,6 +36,10 @@ class KvCache:
         self._keys[layer].index_copy_(0, rows, keys)
         self._values[layer].index_copy_(0, rows, values)
 
+    def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """All keys and values [rows, kv_heads, dim] of a layer, as views."""
+        return self._keys[layer], self._values[layer]
+
     def gather(self, layer: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [M, kv_heads, dim] of the physical rows [M]."""
         return self._keys[layer].index_select(0, rows), self._values[layer].index_select(0, rows)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from specedge_p2p.lm.gpu_forward import gpu_forward
 from specedge_p2p.lm.kv_cache import KvCache
 from specedge_p2p.lm.pages import PAGE_ROWS, CachedSequence, PagePool
 from specedge_p2p.lm.ports import (
@@ -56,6 +57,9 @@ class TransformersModel:
         self._pool = PagePool(num_pages)
         self._cache = KvCache(
             self._shape, num_pages * PAGE_ROWS, self._like.dtype, self._like.device
+        )
+        self._gpu = gpu_forward(
+            self._model, self._cache, self._heads_per_kv, self._pool, is_alone=agree is int
         )
         self._sequences: dict[int, CachedSequence] = {}
 
@@ -143,6 +147,19 @@ class TransformersModel:
         for rows in batch:
             entries.append(PlannedRows(rows, self._sequences[rows.sequence], first))
             first += len(rows.token_ids)
+        logits = self._compute(entries)
+        for rows in batch:
+            state = self._sequences[rows.sequence]
+            if rows.visible is None:
+                state.num_prefix += len(rows.token_ids)
+            else:
+                state.num_tail += len(rows.token_ids)
+        return logits
+
+    def _compute(self, entries: Sequence[PlannedRows]) -> Tensor:
+        """Logits [outputs, V]; writes keys and values."""
+        if self._gpu is not None:
+            return self._gpu.logits(entries)
         ids, positions, outputs = self._flat(entries)
         attention = PagedAttention(self._cache, entries, self._heads_per_kv, self._like)
         result = self._model(
@@ -152,12 +169,6 @@ class TransformersModel:
             logits_to_keep=outputs,
             layer_attention=attention,
         )
-        for rows in batch:
-            state = self._sequences[rows.sequence]
-            if rows.visible is None:
-                state.num_prefix += len(rows.token_ids)
-            else:
-                state.num_tail += len(rows.token_ids)
         logits: Tensor = result.logits[0]
         return logits
 
