@@ -206,10 +206,11 @@ class ParallelModel(WrappedModel):
         self.followers.tell_now(call)
         try:
             return run()
-        except (ValueError, OutOfCache):
-            raise
         except BaseException as error:
-            self.followers.lose(f"a forward failed in the leader: {error!r}")
+            # What is refused before a row is written comes from nothing; all else happened here.
+            is_refused = isinstance(error, ValueError | OutOfCache) and error.__cause__ is None
+            if not is_refused:
+                self.followers.lose(f"a forward failed in the leader: {error!r}")
             raise
 
 

@@ -49,8 +49,9 @@ def _forward(model: LanguageModel, call: Forward) -> None:
             model.choose(batch)
         else:
             model.expand(batch, call.branch_width)
-    except (ValueError, OutOfCache):
-        return
+    except (ValueError, OutOfCache) as error:
+        if error.__cause__ is not None:  # it happened in this rank alone: see ParallelModel
+            raise
 
 
 class Inbox:

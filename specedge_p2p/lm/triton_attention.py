@@ -19,9 +19,9 @@ from specedge_p2p.lm.kv_cache import KvCache
 from specedge_p2p.lm.pages import PAGE_ROWS
 from specedge_p2p.lm.triton_kernels import attend_split, join_splits
 
-BLOCK_QUERIES, BLOCK_KEYS = 32, 64
-NUM_PROGRAMS = 264
-"""Splits are made until there are about as many programs: two for every processor of an H100."""
+BLOCK_QUERIES, BLOCK_KEYS = 64, 64
+NUM_PROGRAMS = 528
+"""Splits are made until there are about as many programs: four for every processor of an H100."""
 MAX_SPLITS = 32
 _LOG2_E = 1.4426950408889634
 

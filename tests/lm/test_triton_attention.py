@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 
 import numpy as np
@@ -34,6 +34,7 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 if DEVICE.type == "cpu" and version("triton") < "3.9":
     pytest.skip("this triton's interpreter knows no numpy 2.4", allow_module_level=True)
+from specedge_p2p.lm import triton_attention  # noqa: E402 - where triton is there
 from specedge_p2p.lm.triton_attention import (  # noqa: E402 - where triton is there
     DevicePlan,
     TritonAttention,
@@ -41,6 +42,15 @@ from specedge_p2p.lm.triton_attention import (  # noqa: E402 - where triton is t
 )
 
 GREEDY = SamplingParams(temperature=0.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_programs() -> Iterator[None]:
+    """The interpreter runs them one by one."""
+    with pytest.MonkeyPatch.context() as patch:
+        if DEVICE.type == "cpu":
+            patch.setattr(triton_attention, "NUM_PROGRAMS", 16)
+        yield
 
 
 def random_entry(
@@ -190,7 +200,7 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_here() -> None:
         from triton.compiler import ASTSource, compile
         from specedge_p2p.lm.triton_kernels import attend_split, join_splits
 
-        SIZES = dict(NUM_WORDS=1, GROUP=5, TILE_ROWS=6, KEY_DIM=128, VALUE_DIM=128, BLOCK_M=32,
+        SIZES = dict(NUM_WORDS=1, GROUP=5, TILE_ROWS=12, KEY_DIM=128, VALUE_DIM=128, BLOCK_M=64,
                      BLOCK_N=64, BLOCK_D=128, BLOCK_V=128, PAGE=16, WORD=32, NUM_SPLITS=8)
         TYPES = dict(query="*bf16", keys="*bf16", values="*bf16", output="*bf16", sums="*fp32",
                      scales="*fp32", scaling="fp32", num_rows="i32", num_heads="i32")
