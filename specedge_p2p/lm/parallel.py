@@ -48,6 +48,8 @@ from specedge_p2p.lm.wrapped import WrappedModel
 from specedge_p2p.noise import NoiseKey
 
 COMMAND = (sys.executable, "-m", "specedge_p2p.lm.parallel_worker")
+FAILED = "specedge-rank-failed: "
+"""Stands before the one line that a follower says when it cannot load its share."""
 CLOSE_WAIT_S = 3.0
 GRACE_S = 30.0
 """How long the leader may take to find out by itself that a follower could not load its share."""
@@ -161,8 +163,10 @@ class Followers:
         """Wait for a follower's end; hear what it says of its failure."""
         assert process.stdout is not None  # noqa: S101 - for the type checker
         with process.stdout:
-            said = process.stdout.read().decode(errors="replace").strip()
+            lines = process.stdout.read().decode(errors="replace").splitlines()
         code = process.wait()
+        # libraries write there too
+        said = "".join(line.removeprefix(FAILED) for line in lines if line.startswith(FAILED))
         if said:
             self.failure = said
             self._settled.wait(GRACE_S)

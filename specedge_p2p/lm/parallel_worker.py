@@ -9,7 +9,7 @@ from queue import SimpleQueue
 
 import msgspec
 
-from specedge_p2p.lm.parallel import FollowerTask, load_share
+from specedge_p2p.lm.parallel import FAILED, FollowerTask, load_share
 from specedge_p2p.lm.parallel_calls import (
     AddSequence,
     Call,
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
         join_group(rank, task.device, Path(task.place))
         model = load_share(task.settings, rank, task.device)
     except ModelError as error:
-        sys.stdout.write(str(error))
+        sys.stdout.write(f"{FAILED}{error}\n")
         sys.stdout.flush()
         os._exit(2)  # the other ranks may never answer a goodbye
     follow(model, inbox)
