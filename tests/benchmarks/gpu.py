@@ -215,11 +215,12 @@ def measure_round(subject: Subject, num_sessions: int, num_vertices: int) -> Rou
     bench, model = subject.bench, TimedModel(subject.model)
     core = EngineCore(model, time.monotonic)
     numbers = list(range(1, num_sessions + 1))
+    max_tokens = (num_sessions + bench.num_repeats + 2) * (num_vertices + 1)
     lengths = dict.fromkeys(numbers, bench.context)
     for number in numbers:
         # texts of their own, lest a session begin with the pages of another
         prompt = [(7 * i + number) % 509 for i in range(bench.context)]
-        core.handle(open_session(number, prompt, max_tokens=2048, ignore_eos=True))
+        core.handle(open_session(number, prompt, max_tokens=max_tokens, ignore_eos=True))
     for _ in numbers:
         _take(core.step(_batch(numbers, bench.context, 0)), lengths)
     times, gaps = [], []

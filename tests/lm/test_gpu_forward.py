@@ -2,14 +2,19 @@
 
 import importlib
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import MistralConfig, MistralForCausalLM
 
 from specedge_p2p.lm.flat_plan import MAX_WORDS, FlatShape
 from specedge_p2p.lm.gpu_forward import MAX_GRAPH_ROWS, Compute, GpuForward, graph_shape
+from specedge_p2p.lm.ports import ModelInfo
+from specedge_p2p.lm.runner import TransformersModel
+from specedge_p2p.lm.tree_attention import register_attention
 from tests.support.parallel_leader import play
 from tests.support.tiny_llama import tiny_runner
 
@@ -46,7 +51,7 @@ def test_padded_steps_give_the_tokens_of_plain_ones(
     """The buffers of a shape are used again with what the last step left in them."""
     _need_interpreter()
     kernel = importlib.import_module("specedge_p2p.lm.triton_attention")
-    monkeypatch.setattr(kernel, "NUM_PROGRAMS", 8)  # the interpreter runs them one by one
+    monkeypatch.setattr(kernel, "NUM_PROGRAMS", 2)  # the interpreter runs them one by one
     if torch.cuda.is_available():
         pytest.skip("on a GPU `tests/benchmarks/gpu.py` does it with real graphs")
     expected = play(tiny_runner(dtype=torch.float32), num_rounds=2)
@@ -77,6 +82,35 @@ def test_padded_steps_give_the_tokens_of_plain_ones(
 def test_a_model_on_the_cpu_needs_no_triton() -> None:
     assert tiny_runner()._gpu is None
     assert tiny_runner(dtype=torch.float32)._gpu is None
+
+
+def test_models_with_sliding_windows_do_without_the_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int | None] = []
+    monkeypatch.setattr(
+        "specedge_p2p.lm.runner.gpu_forward", lambda model, *_, **__: asked.append(_window(model))
+    )
+    info = ModelInfo("tiny", 62, 64, (), "float32", bytes(16))
+    for window in (16, None):
+        config = MistralConfig(
+            vocab_size=62,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=64,
+            sliding_window=window,
+            attn_implementation=register_attention(),
+        )
+        TransformersModel(MistralForCausalLM(config), info, 64)
+    assert asked == [None]
+
+
+def _window(model: Any) -> int | None:  # noqa: ANN401
+    window: int | None = model.config.sliding_window
+    return window
 
 
 def _need_interpreter() -> None:

@@ -17,6 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from coordinator.engine.models import load_models
+from coordinator.engine.settings import EngineSettings
 from specedge_p2p.lm.kv_memory import KvMemory
 from specedge_p2p.lm.loader import load_model
 from specedge_p2p.lm.parallel import Followers, ParallelModel, ParallelSettings
@@ -168,6 +170,12 @@ def test_what_cannot_be_shared_is_refused() -> None:
         check_parallel(99, "cuda")
     with pytest.raises(ModelError, match="give cuda"):
         check_parallel(2, "cuda:1")
+
+
+def test_quantized_weights_are_not_shared_out() -> None:
+    settings = EngineSettings("demo-target", quantize="int8", tensor_parallel=2)
+    with pytest.raises(ModelError, match="give one of them"):
+        load_models(settings)
 
 
 @st.composite

@@ -15,7 +15,14 @@ import numpy as np
 from specedge_p2p.lm.fused_layer import FusedLayer
 from specedge_p2p.lm.packed_linear import PackedLinear
 from specedge_p2p.lm.parallel import ParallelModel, ParallelSettings, load_parallel
-from specedge_p2p.lm.ports import LanguageModel, ModelError, OutOfCache, Rows, SamplingParams
+from specedge_p2p.lm.ports import (
+    LanguageModel,
+    ModelError,
+    OutOfCache,
+    Rows,
+    SamplingParams,
+    TokenIds,
+)
 from specedge_p2p.lm.prefix import PrefixNames
 
 WARM = SamplingParams(temperature=0.8, top_k=40, top_p=0.95)
@@ -31,15 +38,16 @@ def play(model: LanguageModel, num_rounds: int = 6) -> list[list[int]]:
     rng = np.random.default_rng(3)
     vocab = model.info.vocab_size
     lengths = [37, 5, 16]
+    prompts: list[TokenIds] = []
     for sequence, length in enumerate(lengths):
         model.add_sequence(sequence, (WARM, GREEDY, WARM)[sequence], bytes([sequence]) * 16)
         prompt = rng.integers(3, vocab, length).astype(np.int32)
+        prompts.append(prompt)
         model.choose([chunk(sequence, prompt[: length // 2], 0, 0)])
         model.choose([chunk(sequence, prompt[length // 2 :], length // 2, 0)])
-        if sequence == 0:
-            shared = prompt
-            names = PrefixNames("salt", model.cache.page_rows).of(prompt.tolist(), length)
-            model.share_prefix(0, names)
+    shared = prompts[0]
+    names = PrefixNames("salt", model.cache.page_rows).of(shared.tolist(), len(shared))
+    model.share_prefix(0, names)
     said = []
     for round_no in range(num_rounds):
         batch = [
