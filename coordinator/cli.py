@@ -91,6 +91,9 @@ def serve(
             metavar="SIZE|SHARE",
         ),
     ] = "",
+    tensor_parallel: Annotated[
+        int, typer.Option(min=1, max=64, help="Share the target model among this many devices.")
+    ] = 1,
     max_sessions: Annotated[int, typer.Option(min=1, max=4096, help="Live sessions.")] = 64,
     engine_draft: Annotated[
         str,
@@ -187,6 +190,7 @@ def serve(
             device=device,
             threads=threads,
             kv_memory=kv_memory,
+            tensor_parallel=tensor_parallel,
             step_floor_s=step_floor,
             emulate=emulate,
             stretch=stretch,

@@ -138,6 +138,7 @@ async def _running_engine(settings: CoordinatorSettings) -> AsyncIterator[Proces
             stretch=settings.stretch,
             max_sessions=settings.limits.max_sessions,
             draft_model=settings.engine_draft,
+            tensor_parallel=settings.tensor_parallel,
         )
     )
     async with trio.open_nursery() as nursery:

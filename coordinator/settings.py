@@ -119,6 +119,8 @@ class CoordinatorSettings:
     step_floor_s: float = 0.0
     emulate: str = ""
     stretch: float = 1.0
+    tensor_parallel: int = 1
+    """Devices that share the target model."""
     host: str = "127.0.0.1"
     port: int = 8000
     listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)

@@ -1,12 +1,14 @@
 """The models of an engine process."""
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from coordinator.engine.settings import EngineSettings
 from specedge_p2p.lm.emulated import EmulatedDevice
 from specedge_p2p.lm.kv_memory import KvMemory
-from specedge_p2p.lm.ports import LanguageModel
+from specedge_p2p.lm.ports import LanguageModel, ModelError
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,22 +25,49 @@ LoadModels = Callable[[EngineSettings], EngineModels]
 
 def load_models(settings: EngineSettings) -> EngineModels:
     """Load the real thing; imports torch, so only the child may call it. Raises ModelError."""
+    memory = KvMemory.parse(settings.kv_memory) if settings.kv_memory else None
+    target = _load_target(settings, settings.cache_rows or memory)
+    if not settings.draft_model:
+        return EngineModels(target)
+    return EngineModels(target, _load(settings, settings.draft_model, settings.cache_rows or None))
+
+
+def _load_target(settings: EngineSettings, cache_rows: int | KvMemory | None) -> LanguageModel:
+    if settings.tensor_parallel == 1:
+        return _load(settings, settings.model, cache_rows)
+    if settings.quantize != "none":
+        raise ModelError("--quantize does not go together with --tensor-parallel: give one of them")
+    from specedge_p2p.lm.parallel import ParallelSettings, load_parallel
+
+    parallel = ParallelSettings(
+        model=settings.model,
+        num_ranks=settings.tensor_parallel,
+        dtype=settings.dtype,
+        device=settings.device,
+        cache_rows=cache_rows,
+        threads=settings.threads or None,
+    )
+    return load_parallel(parallel, _leave)
+
+
+def _load(settings: EngineSettings, name: str, cache_rows: int | KvMemory | None) -> LanguageModel:
     from specedge_p2p.lm.loader import load_model
 
-    wish = KvMemory.parse(settings.kv_memory) if settings.kv_memory else None
-    target, *drafts = (
-        load_model(
-            name,
-            dtype=settings.dtype,
-            device=settings.device,
-            quantize=settings.quantize,
-            cache_rows=settings.cache_rows or memory,
-            threads=settings.threads or None,
-        )
-        for name, memory in ((settings.model, wish), (settings.draft_model, None))
-        if name
+    return load_model(
+        name,
+        dtype=settings.dtype,
+        device=settings.device,
+        quantize=settings.quantize,
+        cache_rows=cache_rows,
+        threads=settings.threads or None,
     )
-    return EngineModels(target, drafts[0] if drafts else None)
+
+
+def _leave(text: str) -> None:
+    """End this process at once: its main thread may wait for a rank that will never answer."""
+    sys.stderr.write(f"engine: {text}\n")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def on_device(models: EngineModels, device: EmulatedDevice | None) -> EngineModels:

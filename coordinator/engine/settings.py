@@ -24,6 +24,7 @@ class EngineSettings:
         draft_model: the engine's own draft model, "" for none.
         emulate: a device profile (name or file) that every forward is padded to, "" for none.
         stretch: how many real seconds an emulated second takes.
+        tensor_parallel: devices that share the target model, each with a process of its own.
     """
 
     model: str
@@ -38,6 +39,7 @@ class EngineSettings:
     draft_model: str = ""
     emulate: str = ""
     stretch: float = 1.0
+    tensor_parallel: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
-from specedge_p2p.lm.packed_linear import Product, is_supported
+from specedge_p2p.lm.packed_linear import Product, does_more, is_supported
 
 Action = Callable[[Tensor], Tensor]
 
@@ -119,7 +119,7 @@ def _has_the_shape(layer: nn.Module) -> bool:
     if not all(hasattr(attention, name) for name in ("head_dim", "scaling", "layer_idx")):
         return False
     modules = list(layer.modules())
-    if any(module._forward_pre_hooks or module._forward_hooks for module in modules):
+    if any(does_more(module) for module in modules):
         return False
     products = [module for module in modules if getattr(module, "out_features", None)]
     weights = [product.weight for product in products]

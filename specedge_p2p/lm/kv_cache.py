@@ -42,6 +42,10 @@ class KvCache:
         layer_keys.index_copy_(1, rows, keys)
         layer_values.index_copy_(1, rows, values)
 
+    def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """All keys and values [kv_heads, rows, dim] of a layer, as views."""
+        return self._layers[layer]
+
     def gather(self, layer: int, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Keys and values [kv_heads, M, dim] of the physical rows [M]; a slice copies nothing."""
         keys, values = self._layers[layer]

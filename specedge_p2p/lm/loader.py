@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from specedge_p2p.lm.families import check_layer_kinds, longest_context
 from specedge_p2p.lm.files import Progress, find_model, fingerprint
 from specedge_p2p.lm.kv_memory import KvMemory
+from specedge_p2p.lm.parallel_group import fewest, share_arguments
 from specedge_p2p.lm.ports import ModelError, ModelInfo
 from specedge_p2p.lm.quantization import (
     Quantize,
@@ -47,6 +48,7 @@ def load_model(  # noqa: PLR0913 - all but the name are options
     cache_rows: int | KvMemory | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    num_ranks: int = 1,
 ) -> TransformersModel:
     """Load a causal language model of the hub's format, ready to run.
 
@@ -60,6 +62,7 @@ def load_model(  # noqa: PLR0913 - all but the name are options
             from what is free.
         threads: of this process's torch; None leaves them.
         progress: called while files are downloaded.
+        num_ranks: above 1 this process loads the share of its rank; see `parallel.py`.
 
     Raises:
         ModelError: with one line that says what is wrong and what to do.
@@ -78,13 +81,15 @@ def load_model(  # noqa: PLR0913 - all but the name are options
     folder = find_model(name_or_path, progress=progress)
     config = _read_config(folder, name_or_path)
     with _quiet():
-        model = _build(folder, name_or_path, config, _DTYPES[dtype])
+        shares = share_arguments(config, name_or_path, num_ranks)
+        model = _build(folder, name_or_path, config, _DTYPES[dtype], shares)
         try:
             quantize_weights(model, quantize, device)
             model = model.to(device)
             info = _info(folder, name_or_path, config, dtype)
             info = replace(info, fingerprint=quantized_fingerprint(info.fingerprint, quantize))
-            return TransformersModel(model, info, cache_rows)
+            agree = fewest if num_ranks > 1 else int
+            return TransformersModel(model, info, cache_rows, agree)
         except torch.OutOfMemoryError as error:
             raise ModelError(f"{name_or_path} does not fit the memory of {device}") from error
         except RuntimeError as error:
@@ -105,7 +110,13 @@ def _read_config(folder: Path, name: str) -> Any:  # noqa: ANN401
     return config
 
 
-def _build(folder: Path, name: str, config: Any, dtype: torch.dtype) -> Any:  # noqa: ANN401
+def _build(
+    folder: Path,
+    name: str,
+    config: Any,  # noqa: ANN401
+    dtype: torch.dtype,
+    shares: dict[str, Any],
+) -> Any:  # noqa: ANN401
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -116,6 +127,7 @@ def _build(folder: Path, name: str, config: Any, dtype: torch.dtype) -> Any:  # 
             experts_implementation="eager" if dtype == torch.float64 else None,
             use_safetensors=True,
             output_loading_info=True,
+            **shares,
         )
     except (SafetensorError, EOFError) as error:
         raise ModelError(f"{name}: broken weight file in {folder}: {_line(error)}") from error

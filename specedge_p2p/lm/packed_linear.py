@@ -65,8 +65,8 @@ class PackedLinear(nn.Module):
 def pack_linears(model: nn.Module) -> int:
     """Replace the large linear layers of a model on the CPU; returns how many.
 
-    Layers of another class, with hooks, or with weights of another kind (quantized or shared out
-    over processes) stay.
+    Layers of another class, that do more than their class, or with weights of another kind
+    (quantized or shared out over processes) stay.
     """
     num_packed = 0
     for parent in list(model.modules()):
@@ -83,9 +83,14 @@ def can_pack(layer: nn.Linear) -> bool:
         weight.device.type == "cpu"
         and type(weight) is nn.Parameter
         and weight.numel() >= MIN_ELEMENTS
-        and not (layer._forward_pre_hooks or layer._forward_hooks)
+        and not does_more(layer)
         and is_supported(weight.dtype)
     )
+
+
+def does_more(module: nn.Module) -> bool:
+    """Whether a call does more than the class says: hooks, or a forward of this module's own."""
+    return bool(module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module))
 
 
 def is_supported(dtype: torch.dtype) -> bool:

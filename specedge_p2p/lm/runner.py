@@ -1,7 +1,7 @@
 """A transformers model behind the port: chunks, trees and plain rows in one ragged forward."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,7 +15,8 @@ from specedge_p2p.lm.families import check_windows
 from specedge_p2p.lm.free_memory import free_memory
 from specedge_p2p.lm.fused_layer import fuse_layers
 from specedge_p2p.lm.fused_model import fused_model
-from specedge_p2p.lm.kv_cache import KvCache
+from specedge_p2p.lm.gpu_forward import gpu_forward
+from specedge_p2p.lm.kv_cache import CacheShape, KvCache
 from specedge_p2p.lm.kv_memory import KvMemory, plan_cache
 from specedge_p2p.lm.packed_linear import pack_linears
 from specedge_p2p.lm.pages import PAGE_ROWS, CachedSequence, PagePool
@@ -44,13 +45,18 @@ class TransformersModel:
         info: what it is.
         cache_rows: rows of cache, rounded up to whole pages; or the memory that they may take,
             None for a share of what is free: see `kv_memory.plan_cache`.
+        agree: from this process's number of cache rows to that of all ranks of a shared model.
 
     Raises:
         ModelError: for a model that cannot be run here, or too little memory for its cache.
     """
 
     def __init__(
-        self, model: torch.nn.Module, info: ModelInfo, cache_rows: int | KvMemory | None
+        self,
+        model: torch.nn.Module,
+        info: ModelInfo,
+        cache_rows: int | KvMemory | None,
+        agree: Callable[[int], int] = int,
     ) -> None:
         self._model = model.eval()
         fuse_layers(model)
@@ -61,19 +67,24 @@ class TransformersModel:
         if "logits_to_keep" not in inspect.signature(forward).parameters:
             raise ModelError(f"{info.name}: its forward computes no chosen logits: not supported")
         self._fused = fused_model(model)
-        self._shape, self._heads_per_kv = self._probe()
+        self._shape, self._heads_per_kv, has_windows = self._probe()
         if not isinstance(cache_rows, int):
             row_bytes = self._shape.row_bytes(self._like.dtype)
             free = free_memory(self._like.device)
-            plan = plan_cache(row_bytes, info.max_context, free, cache_rows)
-            cache_rows = plan.num_rows
-            self._info = replace(info, max_context=plan.max_context)
+            cache_rows = agree(plan_cache(row_bytes, info.max_context, free, cache_rows).num_rows)
+            self._info = replace(info, max_context=min(info.max_context, cache_rows))
         num_pages = -(-cache_rows // PAGE_ROWS)
         self._pool = PagePool(num_pages)
         self._cache_info = CacheInfo(num_pages * PAGE_ROWS, PAGE_ROWS, can_share=True)
+        # One page more than is lent: rows that pad a forward on a GPU are written there.
         self._cache = KvCache(
-            self._shape, num_pages * PAGE_ROWS, self._like.dtype, self._like.device
+            self._shape, (num_pages + 1) * PAGE_ROWS, self._like.dtype, self._like.device
         )
+        self._gpu = None
+        if not has_windows:
+            self._gpu = gpu_forward(
+                self._model, self._cache, self._heads_per_kv, num_pages, is_alone=agree is int
+            )
         self._sequences: dict[int, CachedSequence] = {}
 
     @property
@@ -150,13 +161,15 @@ class TransformersModel:
             raise ValueError(f"sequence {sequence} is not open") from None
 
     @torch.inference_mode()
-    def _probe(self) -> Any:  # noqa: ANN401
+    def _probe(self) -> tuple[CacheShape, int, bool]:
+        """The shape of a row, query heads per key head, and whether a layer has a window."""
         probe = AttentionProbe()
         row = torch.zeros((1, 1), dtype=torch.long, device=self._like.device)
         model: Any = self._model
         model(input_ids=row, position_ids=row, use_cache=False, layer_attention=probe)
         check_windows(self._info.name, model.config.get_text_config(), probe.windows)
-        return probe.result()
+        shape, heads_per_kv = probe.result()
+        return shape, heads_per_kv, any(probe.windows.values())
 
     @torch.inference_mode()
     def _forward(self, batch: Sequence[Rows]) -> Tensor:
@@ -169,17 +182,23 @@ class TransformersModel:
         for rows in batch:
             entries.append(PlannedRows(rows, self._sequences[rows.sequence], first))
             first += len(rows.token_ids)
-        ids, positions, outputs = self._flat(entries)
-        attention = PagedAttention(self._cache, entries, self._heads_per_kv, self._like)
         with _clear_errors():
-            logits = self._logits(ids, positions, outputs, attention)
+            logits = self._compute(entries)
         for rows in batch:
             state = self._sequences[rows.sequence]
             if rows.visible is None:
                 state.num_prefix += len(rows.token_ids)
             else:
                 state.num_tail += len(rows.token_ids)
-        return logits[0]
+        return logits
+
+    def _compute(self, entries: Sequence[PlannedRows]) -> Tensor:
+        """Logits [outputs, V]; writes keys and values."""
+        if self._gpu is not None:
+            return self._gpu.logits(entries)
+        ids, positions, outputs = self._flat(entries)
+        attention = PagedAttention(self._cache, entries, self._heads_per_kv, self._like)
+        return self._logits(ids, positions, outputs, attention)[0]
 
     def _logits(
         self, ids: Tensor, positions: Tensor, outputs: Tensor, attention: PagedAttention
