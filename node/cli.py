@@ -29,6 +29,7 @@ from node.settings import (
     default_threads,
     software_version,
 )
+from specedge_p2p.errors import outside_groups
 from specedge_p2p.identity.keys import Identity, IdentityError
 from specedge_p2p.lm.quantization import Quantize
 
@@ -267,10 +268,11 @@ def _settings(
 def _one_line_failures(interrupted: int) -> Iterator[None]:
     """Leave with 2 and one line for what a person can put right, with `interrupted` at Ctrl-C."""
     try:
-        yield
+        with outside_groups():
+            yield
     except EXPECTED_FAILURES as error:
         _fail(str(error))
-    except KeyboardInterrupt:  # before or after the signal receiver
+    except KeyboardInterrupt:  # before or after the signal receiver, in whatever nursery
         raise typer.Exit(interrupted) from None
 
 
