@@ -105,7 +105,7 @@ def test_steps_of_one_shape_leave_the_proportions(
     assert off(times, truth, shape) < 0.01
     for other in ((1, 1, 0), USUAL, (300, 8, 8000)):
         assert off(times, truth, other) < 0.6
-    assert 0.2 < times.costs.row_time_s / truth.row_time_s < 3.0
+    assert 0.1 < times.costs.row_time_s / truth.row_time_s < 5.0
 
 
 @given(
