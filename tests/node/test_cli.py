@@ -63,6 +63,7 @@ def test_identity_is_made_once_and_kept(tmp_path: Path) -> None:
         ("/ip4/127.0.0.1/tcp/4001/p2p/12D3KooWnonsense", "not a multiaddress"),
         (f"/ip4/127.0.0.1/tcp/99999/p2p/{PEER}", "not a multiaddress"),
     ],
+    ids=["word", "no-peer", "peer", "port"],
 )
 def test_a_bad_address_is_one_clear_line(tmp_path: Path, address: str, word: str) -> None:
     for option in ("--coordinator", "--bootstrap"):
