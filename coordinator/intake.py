@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import trio
 
-from coordinator.engine.messages import AddVertices
 from coordinator.engine.ports import Engine
-from coordinator.lease import Lease
+from coordinator.lease import Lease, vertices_of
 from coordinator.leases import Leases
 from coordinator.ledger.ports import Ledger, SignedReceipt
 from coordinator.node_link import NodeLink, NodeTooSlow
@@ -253,7 +252,7 @@ class Intake:
     async def _forward(self, proposals: Sequence[tuple[Lease, Proposal]]) -> None:
         if not proposals:
             return
-        await self._engine.send(*(_vertices(lease, proposal) for lease, proposal in proposals))
+        await self._engine.send(*(vertices_of(lease, proposal) for lease, proposal in proposals))
         for lease, proposal in proposals:
             self._on_proposal(lease.source, proposal.base_position)
 
@@ -266,19 +265,6 @@ class Intake:
             return
         for receipt in receipts:
             node.post(Receipt(receipt.envelope))
-
-
-def _vertices(lease: Lease, proposal: Proposal) -> AddVertices:
-    return AddVertices(
-        session=lease.session.number,
-        source=lease.source,
-        tree_no=proposal.tree_no,
-        first_index=proposal.first_index,
-        base_position=proposal.base_position,
-        token_ids=proposal.token_ids,
-        parents=proposal.parents,
-        log_probs=proposal.log_probs,
-    )
 
 
 def _not_ready() -> Refuse:

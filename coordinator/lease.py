@@ -4,13 +4,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
+from coordinator.engine.messages import AddVertices
 from coordinator.node_link import NodeLink
 from coordinator.scheduler.matching import PATIENCE_S
 from coordinator.sessions import Session
 from specedge_p2p.names import LeaseId, PeerId
 from specedge_p2p.wire.build import open_messages
 from specedge_p2p.wire.columns import pack_tokens
-from specedge_p2p.wire.messages import GrowthWishes, Open, Prompt, Refuse, Resume, Role, Verdict
+from specedge_p2p.wire.messages import (
+    GrowthWishes,
+    Open,
+    Prompt,
+    Proposal,
+    Refuse,
+    Resume,
+    Role,
+    Verdict,
+)
 
 PROMPT_TOKEN_S = 0.002
 """A node may take so much longer to its first proposal for every token that it is given."""
@@ -98,3 +108,17 @@ def may_resume(lease: Lease | None, node: NodeLink) -> TypeGuard[Lease]:
 
 def refusal(message: Resume, code: str, text: str) -> Refuse:
     return Refuse(code, text, message.lease_id)
+
+
+def vertices_of(lease: Lease, proposal: Proposal) -> AddVertices:
+    """What the engine is told of a proposal."""
+    return AddVertices(
+        session=lease.session.number,
+        source=lease.source,
+        tree_no=proposal.tree_no,
+        first_index=proposal.first_index,
+        base_position=proposal.base_position,
+        token_ids=proposal.token_ids,
+        parents=proposal.parents,
+        log_probs=proposal.log_probs,
+    )

@@ -11,7 +11,7 @@ session, or the step, goes on without.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -161,15 +161,15 @@ class OwnDraft:
             found = _choose(work.bound, done, terms, work.session.node_share)
             if not found.rows:
                 continue
+            mass = found.mass * min(1.0, terms.factor)  # what a bad draft model brings is less
             num_missing = len(drafted.session.token_ids) - drafted.rows.num_committed
             if num_missing > MAX_CHAIN:
-                entry = self._prefill(drafted, work, vertices, room)
+                entry = self._prefill(drafted, work, vertices, mass, room)
                 room -= 0 if entry is None else len(entry.rows.token_ids)
             else:
-                entry = self._growth(drafted, work, vertices, found.rows)
+                entry = self._growth(drafted, work, vertices, mass, found.rows)
             if entry is not None:
-                # What a bad draft model brings is less.
-                plan.append(replace(entry, mass=found.mass * min(1.0, terms.factor)))
+                plan.append(entry)
                 num_new += len(found.rows)
         if terms.is_fixed:
             return plan
@@ -232,7 +232,7 @@ class OwnDraft:
         return done
 
     def _prefill(
-        self, drafted: _Drafted, work: Work, vertices: list[int], room: int
+        self, drafted: _Drafted, work: Work, vertices: list[int], mass: float, room: int
     ) -> _Entry | None:
         """A chunk of known tokens; the last one brings the root's children."""
         token_ids, first = drafted.session.token_ids, drafted.rows.num_prefix
@@ -248,10 +248,15 @@ class OwnDraft:
             visible=None,
             num_outputs=int(is_wanted),
         )
-        return _Entry(drafted, work, rows, vertices, 0.0)
+        return _Entry(drafted, work, rows, vertices, mass)
 
     def _growth(
-        self, drafted: _Drafted, work: Work, vertices: list[int], chosen: Sequence[int]
+        self,
+        drafted: _Drafted,
+        work: Work,
+        vertices: list[int],
+        mass: float,
+        chosen: Sequence[int],
     ) -> _Entry | None:
         """The chosen rows, with the ancestors and committed tokens that have no rows yet."""
         bound, tree, rows = work.bound, drafted.tree, drafted.rows
@@ -271,7 +276,7 @@ class OwnDraft:
         known = tuple(row for row in sorted(wanted) if tree.is_expanded(vertices[row]))
         spread = Spread(chain, known, new)
         planned = rows.plan(drafted.session.number, spread, bound, vertices)
-        return _Entry(drafted, work, planned, vertices, 0.0, spread)
+        return _Entry(drafted, work, planned, vertices, mass, spread)
 
     def _can_read(self, drafted: _Drafted, token_ids: Sequence[int]) -> bool:
         if max(token_ids, default=0) >= self._model.info.vocab_size:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from coordinator.engine.messages import (
-    AddVertices,
     CloseSession,
     EntryResult,
     FromEngine,
@@ -19,6 +18,7 @@ from coordinator.engine.messages import (
     ToEngine,
 )
 from coordinator.gateway.ports import GenerationRequest
+from coordinator.lease import vertices_of
 from coordinator.leases import Leases
 from coordinator.lockstep import make_gate
 from coordinator.policy import StepPolicy
@@ -171,18 +171,7 @@ class SimCoordinator:
             return
         self.num_proposals += 1
         self.num_proposed += len(proposal.log_probs)
-        self.engine.send(
-            AddVertices(
-                session=lease.session.number,
-                source=lease.source,
-                tree_no=proposal.tree_no,
-                first_index=proposal.first_index,
-                base_position=proposal.base_position,
-                token_ids=proposal.token_ids,
-                parents=proposal.parents,
-                log_probs=proposal.log_probs,
-            )
-        )
+        self.engine.send(vertices_of(lease, proposal))
         if self._gate.proposed(lease.source, proposal.base_position):
             self.pump()
 
