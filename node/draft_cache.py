@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from specedge_p2p.lm.ports import Rows
+from specedge_p2p.tree.attention import pack_masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class DraftCache:
             sequence=sequence,
             token_ids=np.array([growth.token_id for growth in growths], dtype=np.int32),
             positions=np.array([growth.position for growth in growths], dtype=np.int32),
-            visible=_bitmask(masks, len(self._rows) + len(growths)),
+            visible=pack_masks(masks, len(self._rows) + len(growths)),
             num_outputs=len(growths),
         )
 
@@ -122,10 +122,3 @@ class DraftCache:
     def _parent_mask(self, growth: Growth) -> int:
         slot = self._slots.get(growth.parent)
         return 0 if slot is None else self._masks[slot]
-
-
-def _bitmask(masks: Sequence[int], num_slots: int) -> npt.NDArray[np.uint64]:
-    """uint64 [T, W], little-endian words."""
-    num_words = -(-num_slots // 64)
-    packed = b"".join(mask.to_bytes(8 * num_words, "little") for mask in masks)
-    return np.frombuffer(packed, dtype="<u8").astype(np.uint64).reshape(len(masks), num_words)

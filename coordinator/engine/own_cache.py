@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from specedge_p2p.lm.ports import Rows
+from specedge_p2p.tree.attention import pack_masks
 from specedge_p2p.tree.binding import BoundRows
 
 
@@ -64,7 +64,8 @@ class OwnRows:
             vertices: the own tree's vertex of each of them.
         """
         rows = [row for row in (*spread.known, *spread.new) if row]
-        depths, token_ids = bound.depths.tolist(), bound.token_ids.tolist()
+        masks = self._new_masks(spread, rows, bound, vertices)
+        depths, token_ids = bound.depths, bound.token_ids
         first = self.num_committed
         root_position = first + len(spread.chain) - 1
         positions = [first + i for i in range(len(spread.chain))]
@@ -73,7 +74,7 @@ class OwnRows:
             sequence=sequence,
             token_ids=np.array([*spread.chain, *[token_ids[row] for row in rows]], np.int32),
             positions=np.array(positions, np.int32),
-            visible=_packed(self._new_masks(spread, rows, bound, vertices), len(self._masks)),
+            visible=pack_masks(masks, len(self._masks) + len(masks)),
             num_outputs=len(spread.new),
         )
 
@@ -107,7 +108,7 @@ class OwnRows:
         first_slot, num_chain = len(self._masks), len(spread.chain)
         masks = [(2 << i) - 1 for i in range(num_chain)]
         root_mask = (1 << (self._num_chain or num_chain)) - 1
-        parents = bound.parents.tolist()
+        parents = bound.parents
         by_row = {0: root_mask}
         for slot, row in enumerate(rows, first_slot + num_chain):
             parent = parents[row]
@@ -117,11 +118,3 @@ class OwnRows:
             by_row[row] = seen | 1 << slot
             masks.append(by_row[row])
         return masks
-
-
-def _packed(masks: Sequence[int], first_slot: int) -> npt.NDArray[np.uint64]:
-    """uint64 [T, W], little-endian words."""
-    num_words = -(-(first_slot + len(masks)) // 64)
-    packed = b"".join(mask.to_bytes(8 * num_words, "little") for mask in masks)
-    words = np.frombuffer(packed, dtype="<u8").astype(np.uint64)
-    return words.reshape(len(masks), num_words)

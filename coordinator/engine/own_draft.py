@@ -213,11 +213,11 @@ class OwnDraft:
         done: set[int] = set()
         barred: set[int] = set()
         columns = zip(
-            bound.token_ids.tolist(),
-            bound.parents.tolist(),
-            bound.depths.tolist(),
-            bound.sources.tolist(),
-            (bound.probs - bound.covered).tolist(),
+            bound.token_ids,
+            bound.parents,
+            bound.depths,
+            bound.sources,
+            bound.uncovered(),
             vertices,
             strict=True,
         )
@@ -269,7 +269,7 @@ class OwnDraft:
             row = chosen_row
             while row > 0 and row not in wanted and not rows.has_row(vertices[row]):
                 wanted.add(row)
-                row = int(bound.parents[row])
+                row = bound.parents[row]
         if not tree.is_expanded(vertices[0]):
             wanted.add(0)
         new = tuple(row for row in sorted(wanted) if not tree.is_expanded(vertices[row]))

@@ -67,7 +67,7 @@ class OwnTree:
     def vertices(self, bound: BoundRows) -> list[int]:
         """The vertex of each bound row, NO_VERTEX for rows that the tree does not have."""
         found: list[Vertex | None] = [self._received.tree.root_vertex]
-        rows = zip(bound.parents.tolist(), bound.token_ids.tolist(), strict=True)
+        rows = zip(bound.parents, bound.token_ids, strict=True)
         for parent, token_id in islice(rows, 1, None):
             above = found[parent]
             found.append(None if above is None else above.children.get(token_id))
@@ -91,8 +91,8 @@ class OwnTree:
         """The same rows; those with a stand-in are none of ours."""
         if not self._stand_ins:
             return bound
-        is_stand_in = np.array([vertex in self._stand_ins for vertex in self.vertices(bound)])
-        return replace(bound, is_own=bound.is_own & ~is_stand_in)
+        marks = zip(bound.is_own, self.vertices(bound), strict=True)
+        return replace(bound, is_own=[own and v not in self._stand_ins for own, v in marks])
 
     def hang(self, bound: BoundRows, vertices: list[int], level: Level) -> None:
         """Hang children below rows, whose parents are expanded or stand before them.
@@ -103,7 +103,7 @@ class OwnTree:
             level: the rows that were expanded and their children.
         """
         new = _NewVertices(self._received.next_index)
-        probs, price = bound.probs.tolist(), PRICE_SHARE * level.row_price
+        probs, price = bound.probs, PRICE_SHARE * level.row_price
         children = level.children
         lines = zip(
             level.rows, children.token_ids.tolist(), children.log_probs.tolist(), strict=True
@@ -157,11 +157,11 @@ class OwnTree:
 
         Its probability is what binding makes of a guess that this draft model did not make.
         """
-        parent = int(bound.parents[row])
-        token_id = int(bound.token_ids[row])
+        parent = bound.parents[row]
+        token_id = bound.token_ids[row]
         found = new.child(vertices[parent], token_id)
         if found is None:
-            above, prob = float(bound.probs[parent]), float(bound.probs[row])
+            above, prob = bound.probs[parent], bound.probs[row]
             share = LESSER_SHARE * prob / above if above > 0 else 0.0
             log_prob = math.log(share) if share > 0 else _LEAST_LOG_PROB
             found = new.add(vertices[parent], token_id, log_prob)

@@ -12,7 +12,7 @@ import numpy as np
 from coordinator.engine.messages import TokenSource
 from specedge_p2p.lm.ports import Rows, TokenIds
 from specedge_p2p.tree.acceptance import accept
-from specedge_p2p.tree.attention import ancestor_rows
+from specedge_p2p.tree.attention import ancestor_masks, pack_masks
 from specedge_p2p.tree.binding import BoundRows
 
 
@@ -61,12 +61,13 @@ def prefill_rows(
 
 def tree_rows(session: int, root_position: int, bound: BoundRows) -> Rows:
     """Root and tree as tail rows; a root alone goes straight into the prefix."""
-    num_rows = len(bound.token_ids)
+    num_rows = len(bound)
+    positions = [root_position + depth for depth in bound.depths]
     return Rows(
         sequence=session,
-        token_ids=bound.token_ids,
-        positions=(bound.depths + root_position).astype(np.int32),
-        visible=ancestor_rows(bound.parents) if num_rows > 1 else None,
+        token_ids=np.array(bound.token_ids, np.int32),
+        positions=np.array(positions, np.int32),
+        visible=pack_masks(ancestor_masks(bound.parents), num_rows) if num_rows > 1 else None,
         num_outputs=num_rows,
     )
 
@@ -88,10 +89,10 @@ def plain(bound: BoundRows) -> BoundRows:
 
 def judge(bound: BoundRows, choices: TokenIds, num_committed: int, ending: Ending) -> Outcome:
     """Accept what agrees with the target's choices, and cut it at the session's end."""
-    accepted = accept(bound.parents, bound.token_ids, choices)
-    tokens = [int(bound.token_ids[row]) for row in accepted.path]
+    accepted = accept(bound.parents, bound.token_ids, choices.tolist())
+    tokens = [bound.token_ids[row] for row in accepted.path]
     sources = [_token_source(bound, row) for row in accepted.path]
-    tokens.append(int(accepted.bonus_token))
+    tokens.append(accepted.bonus_token)
     sources.append(TokenSource())
     num_kept, finish = cut(tokens, num_committed, ending)
     return Outcome(
@@ -124,10 +125,7 @@ def cut(token_ids: Sequence[int], num_committed: int, ending: Ending) -> tuple[i
 
 def _token_source(bound: BoundRows, row: int) -> TokenSource:
     return TokenSource(
-        int(bound.sources[row]),
-        int(bound.seconds[row]),
-        bool(bound.is_ngram[row]),
-        bool(bound.is_own[row]),
+        bound.sources[row], bound.seconds[row], bound.is_ngram[row], bound.is_own[row]
     )
 
 

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from coordinator.engine.messages import EntryResult, SourceSeen, StepEntry, VerificationBatch
 from coordinator.engine.packing import Outcome, plain, prefill_rows, tree_rows
 from coordinator.engine.session import EngineSession
@@ -31,7 +29,7 @@ class Work:
 
     @property
     def num_tree_rows(self) -> int:
-        return 0 if self.bound is None else len(self.bound.token_ids) - 1
+        return 0 if self.bound is None else len(self.bound) - 1
 
 
 def prefill_work(session: EngineSession, share: int) -> Work:
@@ -98,7 +96,7 @@ def result_of(
         token_ids=list(outcome.token_ids),
         sources=list(outcome.sources),
         num_rows=work.num_tree_rows,
-        num_source_rows=0 if bound is None else int((bound.sources > 0).sum()),
+        num_source_rows=0 if bound is None else sum(source > 0 for source in bound.sources),
         ngram_order=guess.order,
         ngram_hit=bool(guess.token_ids) and guess.token_ids[0] == outcome.token_ids[0],
         finish=outcome.finish,
@@ -109,4 +107,5 @@ def result_of(
 
 def _num_own_rows(bound: BoundRows) -> int:
     """Rows that nobody but the engine's own draft model proposed."""
-    return int(np.sum(bound.is_own & (bound.sources == 0) & ~bound.is_ngram))
+    rows = zip(bound.is_own, bound.sources, bound.is_ngram, strict=True)
+    return sum(is_own and not source and not is_ngram for is_own, source, is_ngram in rows)

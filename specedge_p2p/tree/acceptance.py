@@ -1,9 +1,7 @@
 """Which guesses the target agrees with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,23 +18,22 @@ class Accepted:
 
 
 def accept(
-    parents: npt.NDArray[np.int32],
-    token_ids: npt.NDArray[np.int32],
-    choices: npt.NDArray[np.int32],
+    parents: Sequence[int],
+    token_ids: Sequence[int],
+    choices: Sequence[int],
 ) -> Accepted:
     """Judge a tree.
 
     Args:
-        parents: int32 [R], row of the parent, below the row's own; row 0 is the root (-1).
-        token_ids: int32 [R].
-        choices: int32 [R], the target's next token after each row.
+        parents: row of the parent, below the row's own; row 0 is the root (-1).
+        token_ids: of each row.
+        choices: the target's next token after each row.
     """
-    chosen = choices.tolist()
     at = 0
     path = []
-    rows = zip(parents.tolist(), token_ids.tolist(), strict=True)
+    rows = zip(parents, token_ids, strict=True)
     for row, (parent, token_id) in enumerate(rows):  # parents first, so one pass finds the path
-        if parent == at and token_id == chosen[at]:
+        if parent == at and token_id == choices[at]:
             path.append(row)
             at = row
-    return Accepted(tuple(path), chosen[at])
+    return Accepted(tuple(path), choices[at])

@@ -14,9 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp
 
-import numpy as np
-import numpy.typing as npt
-
 from specedge_p2p.tree.merging import (
     Held,
     MergedTree,
@@ -78,29 +75,36 @@ class BindLimits:
 class BoundRows:
     """Rows of one session, parents first; row 0 is the root.
 
+    Columns of R entries, as lists: a session has a dozen rows, and for so few an array costs more
+    than it saves.
+
     Args:
-        token_ids, parents, depths: int32 [R]; parents are rows, the root's is -1.
-        probs: float32 [R], estimated probability that the row is on the accepted path.
-        sources: int32 [R], the node whose vertex arrived first, 0 for none.
-        seconds: int32 [R], another node that has it, 0 for none.
-        is_ngram: bool [R], the n-gram guess has it.
-        covered: float32 [R], sum of the probabilities of all known children, those that are no
-            rows too, at most the row's own; the row's own where nothing may lie below it.
-        is_own: bool [R], the engine's own tree has it.
+        token_ids, parents, depths: parents are rows, the root's is -1.
+        probs: estimated probability that the row is on the accepted path.
+        sources: the node whose vertex arrived first, 0 for none.
+        seconds: another node that has it, 0 for none.
+        is_ngram: the n-gram guess has it.
+        covered: sum of the probabilities of all known children, those that are no rows too, at
+            most the row's own; the row's own where nothing may lie below it.
+        is_own: the engine's own tree has it.
     """
 
-    token_ids: npt.NDArray[np.int32]
-    parents: npt.NDArray[np.int32]
-    depths: npt.NDArray[np.int32]
-    probs: npt.NDArray[np.float32]
-    sources: npt.NDArray[np.int32]
-    seconds: npt.NDArray[np.int32]
-    is_ngram: npt.NDArray[np.bool_]
-    covered: npt.NDArray[np.float32]
-    is_own: npt.NDArray[np.bool_]
+    token_ids: list[int]
+    parents: list[int]
+    depths: list[int]
+    probs: list[float]
+    sources: list[int]
+    seconds: list[int]
+    is_ngram: list[bool]
+    covered: list[float]
+    is_own: list[bool]
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    def uncovered(self) -> list[float]:
+        """Probability of each row that no known child has."""
+        return [prob - covered for prob, covered in zip(self.probs, self.covered, strict=True)]
 
 
 class _Row:
@@ -219,12 +223,17 @@ class _Binder:
         return chance - said
 
     def _columns(self) -> BoundRows:
-        numbers = np.ascontiguousarray(np.array(self.numbers, np.int32).reshape(-1, 5).T)
-        token_ids, parents, depths, sources, seconds = numbers
-        probs, covered = np.array(self.chances, np.float32).reshape(-1, 2).T
-        is_ngram, is_own = np.array(self.marks, np.bool_).reshape(-1, 2).T
+        numbers, chances, marks = self.numbers, self.chances, self.marks
         return BoundRows(
-            token_ids, parents, depths, probs, sources, seconds, is_ngram, covered, is_own
+            token_ids=numbers[0::5],
+            parents=numbers[1::5],
+            depths=numbers[2::5],
+            probs=chances[0::2],
+            sources=numbers[3::5],
+            seconds=numbers[4::5],
+            is_ngram=marks[0::2],
+            covered=chances[1::2],
+            is_own=marks[1::2],
         )
 
 

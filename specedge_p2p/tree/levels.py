@@ -49,7 +49,7 @@ def expansions(
         width: most rows.
         share: see useful_share.
     """
-    uncovered = (bound.probs - bound.covered).tolist()
+    uncovered = bound.uncovered()
     open_rows = [row for row, mass in enumerate(uncovered) if mass > 0 and row not in done]
     open_rows.sort(key=lambda row: -uncovered[row])  # stable: of equal ones the earlier row
     chosen = tuple(open_rows[:width])

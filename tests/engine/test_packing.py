@@ -27,15 +27,15 @@ def bound(tokens: list[int], parents: list[int]) -> BoundRows:
         depths.append(depths[parent] + 1)
     count = len(tokens)
     return BoundRows(
-        token_ids=np.array(tokens, np.int32),
-        parents=np.array(parents, np.int32),
-        depths=np.array(depths, np.int32),
-        probs=np.ones(count, np.float32),
-        sources=np.array([0, *range(11, 10 + count)], np.int32),
-        seconds=np.zeros(count, np.int32),
-        is_ngram=np.array([False, True] + [False] * count)[:count],
-        covered=np.zeros(count, np.float32),
-        is_own=np.zeros(count, np.bool_),
+        token_ids=tokens,
+        parents=parents,
+        depths=depths,
+        probs=[1.0] * count,
+        sources=[0, *range(11, 10 + count)],
+        seconds=[0] * count,
+        is_ngram=[False, True, *[False] * count][:count],
+        covered=[0.0] * count,
+        is_own=[False] * count,
     )
 
 

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from unittest.mock import patch
 
-import numpy as np
-
 from specedge_p2p.tree.binding import BindLimits, BoundRows, SourceTree
 from specedge_p2p.tree.ngram import NgramGuess
 from tests.simulator.events import LinkQuality
@@ -66,18 +64,18 @@ def bind_in_order_of_arrival(
             row_of[index] = len(rows)
             parent = row_of[tree.parent(index)]
             rows.append((tree.token_id(index), parent, depth, sources[0].source))
-    token_ids, parents, depths, nodes = np.array(rows, np.int32).T
-    zeros = np.zeros(len(rows), np.int32)
+    token_ids, parents, depths, nodes = map(list, zip(*rows, strict=True))
+    num = len(rows)
     return BoundRows(
         token_ids=token_ids,
         parents=parents,
         depths=depths,
-        probs=np.ones(len(rows), np.float32),
+        probs=[1.0] * num,
         sources=nodes,
-        seconds=zeros,
-        is_ngram=zeros.astype(np.bool_),
-        covered=np.ones(len(rows), np.float32),
-        is_own=zeros.astype(np.bool_),
+        seconds=[0] * num,
+        is_ngram=[False] * num,
+        covered=[1.0] * num,
+        is_own=[False] * num,
     )
 
 

@@ -28,11 +28,11 @@ def test_rows_in_order_of_arrival_are_the_first_that_were_sent() -> None:
     source = SourceTree(5, tree)
     limits = BindLimits(row_price=0.5, max_rows=3, max_depth=2)
     bound = bind_in_order_of_arrival(7, [source], NgramGuess(0, ()), 0.0, limits)
-    assert bound.token_ids.tolist() == [7, 11, 12, 13]
-    assert bound.parents.tolist() == [-1, 0, 0, 1]
-    assert bound.depths.tolist() == [0, 1, 1, 2]
+    assert bound.token_ids == [7, 11, 12, 13]
+    assert bound.parents == [-1, 0, 0, 1]
+    assert bound.depths == [0, 1, 1, 2]
     tree.commit([12])
     bound = bind_in_order_of_arrival(12, [source], NgramGuess(0, ()), 0.0, limits)
-    assert bound.token_ids.tolist() == [12, 14]
+    assert bound.token_ids == [12, 14]
     tree.commit([99])
     assert len(bind_in_order_of_arrival(99, [source], NgramGuess(0, ()), 0.0, limits)) == 1

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from specedge_p2p.lm.ports import OutOfCache, Rows
-from specedge_p2p.tree.attention import ancestor_rows
+from specedge_p2p.tree.attention import ancestor_masks, pack_masks
 from tests.simulator.models import USELESS, TraceDraft, TraceTarget, by_key
 from tests.simulator.traces import Trace, TraceBook, demo_book
 
@@ -39,7 +39,7 @@ def tree(tokens: list[int], parents: list[int], depths: list[int], root_position
         1,
         np.array(tokens, np.int32),
         np.array(depths, np.int32) + np.int32(root_position),
-        ancestor_rows(np.array(parents, np.int32)),
+        pack_masks(ancestor_masks(parents), len(parents)),
         len(tokens),
     )
 

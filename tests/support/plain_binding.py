@@ -5,8 +5,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from specedge_p2p.tree.binding import BindLimits, BoundRows, SourceTree
 from specedge_p2p.tree.draft_tree import Vertex
 from specedge_p2p.tree.merging import LESSER_SHARE
@@ -170,13 +168,13 @@ def plain_bind(
     own = [any(binder.sources[h.at].is_own for h in row.held) for row in rows]
     own[0] = False
     return BoundRows(
-        token_ids=np.array([row.token_id for row in rows], dtype=np.int32),
-        parents=np.array([row.parent_row for row in rows], dtype=np.int32),
-        depths=np.array([row.depth for row in rows], dtype=np.int32),
-        probs=np.array([row.prob for row in rows], dtype=np.float32),
-        sources=np.array([by[0] if by else 0 for by in nodes], dtype=np.int32),
-        seconds=np.array([by[1] if len(by) > 1 else 0 for by in nodes], dtype=np.int32),
-        is_ngram=np.array([row.is_ngram and row.depth > 0 for row in rows], dtype=bool),
-        covered=np.array([row.covered for row in rows], dtype=np.float32),
-        is_own=np.array(own, dtype=bool),
+        token_ids=[row.token_id for row in rows],
+        parents=[row.parent_row for row in rows],
+        depths=[row.depth for row in rows],
+        probs=[row.prob for row in rows],
+        sources=[by[0] if by else 0 for by in nodes],
+        seconds=[by[1] if len(by) > 1 else 0 for by in nodes],
+        is_ngram=[row.is_ngram and row.depth > 0 for row in rows],
+        covered=[row.covered for row in rows],
+        is_own=own,
     )

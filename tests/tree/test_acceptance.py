@@ -1,4 +1,3 @@
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -6,11 +5,7 @@ from specedge_p2p.tree.acceptance import Accepted, accept
 
 
 def judged(parents: list[int], token_ids: list[int], choices: list[int]) -> Accepted:
-    return accept(
-        np.array(parents, dtype=np.int32),
-        np.array(token_ids, dtype=np.int32),
-        np.array(choices, dtype=np.int32),
-    )
+    return accept(parents, token_ids, choices)
 
 
 def test_a_plain_row_yields_the_targets_own_token() -> None:

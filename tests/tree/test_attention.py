@@ -4,13 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specedge_p2p.tree.attention import (
-    ancestor_rows,
-    append_rows,
-    bitmask_words,
-    compact_rows,
-    dense,
-)
+from specedge_p2p.tree.attention import ancestor_masks, pack_masks
 
 
 def closure(parents: list[int]) -> npt.NDArray[np.bool_]:
@@ -24,57 +18,30 @@ def closure(parents: list[int]) -> npt.NDArray[np.bool_]:
     return reach.astype(bool)
 
 
-def draw_parents(data: st.DataObject, most: int) -> list[int]:
-    num = data.draw(st.integers(0, most))
-    return [data.draw(st.integers(-1, slot - 1)) for slot in range(num)]
+@given(st.data())
+def test_rows_see_themselves_and_their_ancestors_alone(data: st.DataObject) -> None:
+    num = data.draw(st.integers(0, 140))
+    parents = [data.draw(st.integers(-1, slot - 1)) for slot in range(num)]
+    seen = [[mask >> slot & 1 for slot in range(num)] for mask in ancestor_masks(parents)]
+    assert np.array(seen, bool).reshape(num, num).tolist() == closure(parents).tolist()
+
+
+@pytest.mark.parametrize("parents", [[0], [1, -1], [-2], [-1, 1]])
+def test_parents_that_do_not_stand_before_are_refused(parents: list[int]) -> None:
+    with pytest.raises(ValueError, match="cannot have parent"):
+        ancestor_masks(parents)
 
 
 @pytest.mark.parametrize(("slots", "words"), [(0, 1), (1, 1), (64, 1), (65, 2), (2048, 32)])
-def test_bitmask_words(slots: int, words: int) -> None:
-    assert bitmask_words(slots) == words
+def test_masks_take_as_many_words_as_there_are_slots(slots: int, words: int) -> None:
+    assert pack_masks([], slots).shape == (0, words)
+    assert pack_masks([1], slots).shape == (1, words)
 
 
 @given(st.data())
-def test_rows_see_themselves_and_their_ancestors_alone(data: st.DataObject) -> None:
-    parents = draw_parents(data, 140)
-    masks = ancestor_rows(np.array(parents, dtype=np.int32))
-    assert masks.shape == (len(parents), bitmask_words(len(parents)))
-    seen = dense(masks)
-    assert (seen[:, : len(parents)] == closure(parents)).all()
-    assert not seen[:, len(parents) :].any()
-
-
-@given(st.data())
-def test_rows_written_in_several_forwards_equal_one(data: st.DataObject) -> None:
-    parents = draw_parents(data, 100)
-    whole = ancestor_rows(np.array(parents, dtype=np.int32))
-    cut = data.draw(st.integers(0, len(parents)))
-    early = ancestor_rows(np.array(parents[:cut], dtype=np.int32))
-    late = ancestor_rows(np.array(parents[cut:], dtype=np.int32), cut, early)
-    assert (append_rows(early, late) == whole).all()
-
-
-@given(st.data())
-def test_kept_slots_are_renumbered(data: st.DataObject) -> None:
-    parents = draw_parents(data, 80)
-    keep = data.draw(st.lists(st.integers(0, len(parents) - 1), unique=True)) if parents else []
-    kept = compact_rows(ancestor_rows(np.array(parents, dtype=np.int32)), keep)
-    assert kept.shape == (len(keep), bitmask_words(len(keep)))
-    assert (dense(kept)[:, : len(keep)] == closure(parents)[np.ix_(keep, keep)]).all()
-
-
-@pytest.mark.parametrize(
-    ("parents", "first_slot", "num_base"),
-    [([0], 0, 0), ([1, -1], 0, 0), ([-2], 0, 0), ([0], 2, 0), ([1], 2, 1), ([3], 2, 2)],
-)
-def test_parents_without_a_mask_are_refused(
-    parents: list[int], first_slot: int, num_base: int
-) -> None:
-    base = np.ones((num_base, 1), dtype=np.uint64) if num_base else None
-    with pytest.raises(ValueError, match="cannot have parent"):
-        ancestor_rows(np.array(parents, dtype=np.int32), first_slot, base)
-
-
-def test_rows_without_a_tail_parent_need_no_base() -> None:
-    masks = ancestor_rows(np.array([-1, 70], dtype=np.int32), 70)
-    assert [np.flatnonzero(row).tolist() for row in dense(masks)] == [[70], [70, 71]]
+def test_words_hold_the_bits_of_the_masks(data: st.DataObject) -> None:
+    num_slots = data.draw(st.integers(1, 200))
+    masks = data.draw(st.lists(st.integers(0, (1 << num_slots) - 1), max_size=8))
+    packed = pack_masks(masks, num_slots)
+    assert packed.dtype == np.uint64
+    assert [sum(int(w) << 64 * at for at, w in enumerate(row)) for row in packed] == masks

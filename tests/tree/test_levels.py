@@ -1,6 +1,5 @@
 import math
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,17 +14,16 @@ from tests.support.trees import columns
 def rows_with(probs: list[float], covered: list[float]) -> BoundRows:
     """A chain; only the two columns matter here."""
     num = len(probs)
-    zeros = np.zeros(num, np.int32)
     return BoundRows(
-        token_ids=zeros,
-        parents=np.arange(-1, num - 1, dtype=np.int32),
-        depths=np.arange(num, dtype=np.int32),
-        probs=np.array(probs, np.float32),
-        sources=zeros,
-        seconds=zeros,
-        is_ngram=np.zeros(num, np.bool_),
-        covered=np.array(covered, np.float32),
-        is_own=np.zeros(num, np.bool_),
+        token_ids=[0] * num,
+        parents=list(range(-1, num - 1)),
+        depths=list(range(num)),
+        probs=probs,
+        sources=[0] * num,
+        seconds=[0] * num,
+        is_ngram=[False] * num,
+        covered=covered,
+        is_own=[False] * num,
     )
 
 
@@ -74,7 +72,7 @@ def test_expansions_equal_brute_force(
     done = data.draw(st.sets(st.integers(0, len(pairs) - 1)))
     width = data.draw(st.integers(0, 6))
     found = expansions(bound, done, width)
-    mass = {row: float(bound.probs[row] - bound.covered[row]) for row in range(len(pairs))}
+    mass = dict(enumerate(bound.uncovered()))
     others = [mass[row] for row in mass if row not in done and row not in found.rows]
     assert len(found.rows) <= width
     assert not done & set(found.rows)
