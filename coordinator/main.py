@@ -28,6 +28,7 @@ from coordinator.store.database import open_database
 from coordinator.store.keys import ApiKeys
 from coordinator.store.writer import open_writer
 from dashboard.app import mount_dashboard
+from specedge_p2p.garbage import look_for_cycles_rarely
 from specedge_p2p.identity.home import only_process
 from specedge_p2p.identity.keys import Identity
 from specedge_p2p.identity.record import CoordinatorRecord, seal_record
@@ -198,6 +199,7 @@ class _Server:
             await nursery.start(self._coordinator.run)
             async with serve_record(self._overlay, self._record):
                 nursery.start_soon(announce, self._overlay)
+                look_for_cycles_rarely()
                 self._say_ready(url, ready_fd)
                 await trio.sleep_forever()
 

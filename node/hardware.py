@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -60,10 +61,19 @@ class Benchmark:
         )
 
 
-def yield_to_others() -> None:
-    """Let everything else on this machine go first, threads started later included."""
-    if hasattr(os, "setpriority"):  # not on Windows
-        os.setpriority(os.PRIO_PROCESS, 0, _LAST)
+def yield_to_others(autogroup: Path = Path("/proc/self/autogroup")) -> None:
+    """Let everything else on this machine go first, threads started later included.
+
+    Linux may share its processors out among sessions before it looks at the priorities within one
+    (sched(7), autogroup). A process that leads a session, as services do, lowers that session too;
+    any other leaves it alone, because the rest of it belongs to somebody else.
+    """
+    if not hasattr(os, "setpriority"):  # Windows
+        return
+    os.setpriority(os.PRIO_PROCESS, 0, _LAST)
+    if os.getsid(0) == os.getpid():
+        with suppress(OSError):  # a kernel without such groups
+            autogroup.write_text(str(_LAST), "ascii")
 
 
 def limit_threads(threads: int, environ: MutableMapping[str, str] = os.environ) -> None:

@@ -25,6 +25,7 @@ from node.selection import NoFit
 from node.settings import NodeSettings, SettingsError, software_version
 from node.status import Snapshot, status_line
 from node.worker import WorkerStats
+from specedge_p2p.garbage import look_for_cycles_rarely
 from specedge_p2p.identity.home import only_process
 from specedge_p2p.identity.keys import Identity, IdentityError
 from specedge_p2p.lm.emulated import ProfileError
@@ -153,14 +154,18 @@ class _Node:
 
     async def _prepare(self, name: str) -> Draft:
         draft = await self._load(name)
-        self._is_prepared.set()
+        self._prepared()
         return draft
 
     async def _pick(self, names: Sequence[str], coordinator: FoundCoordinator) -> Draft:
         draft = await self._chooser.pick(names, coordinator)
         self._emulated.tally.clear()  # of the trial
-        self._is_prepared.set()
+        self._prepared()
         return draft
+
+    def _prepared(self) -> None:
+        look_for_cycles_rarely()
+        self._is_prepared.set()
 
     async def _load(self, name: str) -> Draft:
         log.info("loading the draft model %s", name)

@@ -1,11 +1,11 @@
 """The engine process: load, measure, then verify batch after batch until the socket closes.
 
 One thread. Messages are taken between two steps, right before the next one binds, so that a step
-sees the latest trees; batches that arrive early wait in the core's queue. Where a step is padded
-to the time of a slower device the wait is spent listening: see `EngineChild.idle`.
+sees the latest trees; batches that arrive early wait in the core's queue. While a GPU computes the
+child listens, so that the next step's trees are there when it begins (`hear_while`); where a step
+is padded to the time of a slower device it listens as well (`idle`).
 """
 
-import gc
 import json
 import signal
 import socket
@@ -39,11 +39,15 @@ from coordinator.engine.messages import (
 from coordinator.engine.models import LoadModels, load_models, on_device
 from coordinator.engine.settings import EngineLimits, EngineSettings
 from specedge_p2p.errors import ClearError
+from specedge_p2p.garbage import look_for_cycles_rarely
 from specedge_p2p.lm.emulated import EmulatedDevice, PaddingTally, emulated_device
+from specedge_p2p.lm.ports import BusyModel
 
 READ_BYTES = 256 * 1024
 MAX_DEFERRED = 64
 """Messages set aside during a step; more stay in the socket and slow the sender."""
+POLL_S = 5e-5
+"""Between two looks at a device that computes, when nothing arrives."""
 SOCKET_GRAIN_S = 0.0015
 """A socket's timeout is rounded up to a millisecond: the last of a wait is slept."""
 
@@ -124,11 +128,23 @@ class EngineChild:
         A model may call it in the middle of a step; see `_hear`. Raises as `run` does.
         """
         while (rest_s := until_s - self._clock()) > 0:
-            is_deaf = self._core.is_full or len(self._deferred) >= MAX_DEFERRED
-            if is_deaf or rest_s <= SOCKET_GRAIN_S:
+            if self._is_deaf or rest_s <= SOCKET_GRAIN_S:
                 time.sleep(rest_s)
             elif message := self._connection.next_message(rest_s - SOCKET_GRAIN_S):
                 self._hear(message)
+
+    def hear_while(self, is_done: Callable[[], bool]) -> None:
+        """Hear what arrives until a device has computed; implements `ports.WhileBusy`."""
+        while not self._is_deaf and not is_done():
+            if message := self._connection.next_message(0.0):
+                self._hear(message)
+            else:
+                time.sleep(POLL_S)
+
+    @property
+    def _is_deaf(self) -> bool:
+        """What arrives now has to wait in the socket."""
+        return self._core.is_full or len(self._deferred) >= MAX_DEFERRED
 
     def _take(self, message: ToEngine | None) -> bool:
         if message is None:
@@ -203,7 +219,10 @@ def serve(sock: socket.socket, settings: EngineSettings, load: LoadModels) -> in
         if device is not None:
             device.tally.clear()
             device.idle = child.idle
-        gc.freeze()  # what was loaded stays: looking through it again would delay a step by 20 ms
+        for model in (models.target, draft):
+            if isinstance(model, BusyModel):
+                model.while_busy = child.hear_while
+        look_for_cycles_rarely()
         child.run()
     except FrameError as error:
         sys.stderr.write(f"engine: {error}\n")

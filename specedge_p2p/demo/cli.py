@@ -162,7 +162,8 @@ def _plan(options: DemoOptions, home: Path) -> NetworkPlan:
     ]
     if options.database_url:
         coordinator_args += ["--database-url", options.database_url]
-    node_args = ["--draft-model", "demo-draft", "--threads", "1"]
+    # On the engine's own machine, where a node that gives way would show little.
+    node_args = ["--draft-model", "demo-draft", "--threads", "1", "--priority", "normal"]
     return NetworkPlan(home, options.num_nodes, coordinator_args, node_args)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from specedge_p2p.lm.packed_linear import Product, does_more, is_supported
+from specedge_p2p.lm.tree_attention import LayerAttention
 
 Action = Callable[[Tensor], Tensor]
 
@@ -56,7 +57,7 @@ class FusedLayer(nn.Module):
         hidden_states: Tensor,
         *,
         position_embeddings: tuple[Tensor, Tensor],
-        layer_attention: Any,  # noqa: ANN401
+        layer_attention: LayerAttention,
         **_: object,
     ) -> Tensor:
         """From rows [1, N, width] to such; the arguments are those of transformers' layers."""
@@ -70,7 +71,7 @@ class FusedLayer(nn.Module):
         self,
         rows: Tensor,
         rotation: tuple[Tensor, Tensor],
-        layer_attention: Any,  # noqa: ANN401
+        layer_attention: LayerAttention,
     ) -> Tensor:
         num_rows = rows.shape[1]
         heads = self._qkv(self._first_norm(rows)).view(num_rows, -1, self._dim)
@@ -80,7 +81,7 @@ class FusedLayer(nn.Module):
             query, keys = turned[:, : self._num_heads], turned[:, self._num_heads :]
             turned = torch.cat((query_norm(query), key_norm(keys)), 1)
         turned = _turn(turned.transpose(0, 1), rotation)
-        output: Tensor = layer_attention.attend(
+        output = layer_attention.attend(
             self._layer_idx,
             turned[: self._num_heads],
             turned[self._num_heads :],

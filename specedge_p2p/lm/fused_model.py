@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from specedge_p2p.lm.fused_layer import FusedLayer, OverItself
+from specedge_p2p.lm.tree_attention import LayerAttention
 
 _BASE = {"embed_tokens", "layers", "norm", "rotary_emb"}
 _WHOLE = {"model", "lm_head"}
@@ -34,7 +35,7 @@ class FusedModel:
         token_ids: Tensor,
         positions: Tensor,
         outputs: Tensor,
-        layer_attention: Any,  # noqa: ANN401
+        layer_attention: LayerAttention,
     ) -> Tensor:
         """Logits [1, O, V] from token ids and positions [1, N] after the rows `outputs` [O]."""
         rows = embedding(token_ids, self._embedding)

@@ -5,9 +5,9 @@ are seen by everything, then a **tail** of slots that hold tree rows. Slots are 
 the order in which rows were written and renumbered only by `compact`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -101,6 +101,17 @@ class Children:
 
     token_ids: TokenIds  # [num_outputs, branch_width]
     log_probs: npt.NDArray[np.float32]  # [num_outputs, branch_width]
+
+
+WhileBusy = Callable[[Callable[[], bool]], None]
+"""Called while a device computes, with the question whether it is done. May return before."""
+
+
+@runtime_checkable
+class BusyModel(Protocol):
+    """A model that may compute on a device beside the program, which can do other things then."""
+
+    while_busy: WhileBusy
 
 
 class LanguageModel(Protocol):

@@ -29,6 +29,7 @@ from specedge_p2p.lm.ports import (
     Rows,
     SamplingParams,
     TokenIds,
+    WhileBusy,
 )
 from specedge_p2p.lm.prefix import PageName
 from specedge_p2p.lm.rows import check_batch, check_compaction, check_rows
@@ -86,6 +87,8 @@ class TransformersModel:
                 self._model, self._cache, self._heads_per_kv, num_pages, is_alone=agree is int
             )
         self._sequences: dict[int, CachedSequence] = {}
+        self.while_busy: WhileBusy = _wait
+        """Called by `choose` and `expand` while a GPU computes."""
 
     @property
     def info(self) -> ModelInfo:
@@ -125,8 +128,9 @@ class TransformersModel:
         logits = self._forward(batch)
         if not len(logits):
             return [np.zeros(0, np.int32) for _ in batch]
-        chosen = choose_tokens(logits, self._draws(batch)).cpu().numpy().astype(np.int32)
-        return _split(chosen, batch)
+        chosen = choose_tokens(logits, self._draws(batch))
+        self._let_others_work()
+        return _split(chosen.cpu().numpy().astype(np.int32), batch)
 
     def expand(self, batch: Sequence[Rows], branch_width: int) -> list[Children]:
         if not 1 <= branch_width <= self._info.vocab_size:
@@ -134,6 +138,7 @@ class TransformersModel:
         logits = self._forward(batch)
         draws = self._draws(batch)
         ids, log_probs = rank_children(logits, draws, branch_width)
+        self._let_others_work()
         token_ids = _split(ids.cpu().numpy().astype(np.int32), batch)
         numbers = _split(log_probs.cpu().numpy(), batch)
         return [Children(*parts) for parts in zip(token_ids, numbers, strict=True)]
@@ -150,6 +155,13 @@ class TransformersModel:
         state.num_prefix += len(commit)
         state.num_tail = len(keep)
         self._pool.give_back(state.shrink())
+
+    def _let_others_work(self) -> None:
+        """Until all that was launched is done, as long as there is something else to do."""
+        if self._like.is_cuda:
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record()
+            self.while_busy(done.query)
 
     def _rows(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
         return torch.from_numpy(rows).to(self._like.device)
@@ -252,6 +264,10 @@ class TransformersModel:
             start = len(rows.positions) - rows.num_outputs
             positions += (rows.positions[start:] + 1).tolist()
         return Draws(sampling, keys, positions)
+
+
+def _wait(is_done: Callable[[], bool]) -> None:
+    """Nothing else to do: whoever reads the result waits for it."""
 
 
 @contextmanager

@@ -140,6 +140,7 @@ async def running(spec: NetworkSpec, folder: Path) -> AsyncIterator[Network]:
                 *("--link-delay-ms", str(group.round_trip_ms)),
                 *("--report", str(folder / f"report-{number}.json")),
                 *_emulate(group.profile, spec.stretch),
+                *_priority(group.profile),
                 *group.arguments,
             ]
             command = ["-m", "node.cli", "join", *arguments]
@@ -156,6 +157,11 @@ def _emulate(profile: str, stretch: float) -> list[str]:
     if not profile:
         return []
     return ["--emulate", profile, "--stretch", str(stretch)]
+
+
+def _priority(profile: str) -> list[str]:
+    """A node that stands for a machine of its own must not wait for others on this one."""
+    return ["--priority", "normal"] if profile else []
 
 
 def _engine_padding(grown: dict[str, float]) -> Padding:

@@ -25,6 +25,7 @@ from typing import Annotated
 import trio
 import typer
 
+from specedge_p2p.garbage import look_for_cycles_rarely
 from tests.benchmarks.binding import Size
 from tests.benchmarks.clients import LoadPlan, serve_all
 from tests.benchmarks.emulated import Say, counters_of, running
@@ -89,6 +90,7 @@ def share(
 ) -> None:
     """What the coordinator itself costs, as a share of an engine step."""
     loads = [int(load) for load in sessions.split(",") if load]
+    look_for_cycles_rarely()  # as the processes that are measured here do
     rows = measure_tasks(NUM_SESSIONS, steps)
     gap = measure_gap(Size(NUM_SESSIONS, NUM_LIVE), steps)
     for load in loads:

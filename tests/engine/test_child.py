@@ -181,27 +181,42 @@ class Interrupted(ToyModel):
     def __init__(self, sock: socket.socket, meanwhile: Sequence[Sequence[ToEngine]]) -> None:
         super().__init__(PARAMS)
         self._sock, self._meanwhile = sock, list(meanwhile)
-        self.idle: Callable[[float], None] | None = None
+        self.wait: Callable[[], None] | None = None
 
     def choose(self, batch: Sequence[Rows]) -> list[TokenIds]:
         choices = super().choose(batch)
         if self._meanwhile:
             self._sock.sendall(encode(*self._meanwhile.pop(0)))
-            assert self.idle is not None
-            self.idle(time.monotonic() + 0.05)
+            assert self.wait is not None
+            self.wait()
         else:
             self._sock.shutdown(socket.SHUT_WR)
         return choices
 
 
-def converse(first: Sequence[ToEngine], *meanwhile: Sequence[ToEngine]) -> list[FromChild]:
+def until_a_moment(child: EngineChild) -> None:
+    child.idle(time.monotonic() + 0.05)
+
+
+def while_a_device_computes(child: EngineChild) -> None:
+    done_s = time.monotonic() + 0.05
+    child.hear_while(lambda: time.monotonic() >= done_s)
+
+
+WAITS = pytest.mark.parametrize("wait", [until_a_moment, while_a_device_computes])
+Wait = Callable[[EngineChild], None]
+
+
+def converse(
+    wait: Wait, first: Sequence[ToEngine], *meanwhile: Sequence[ToEngine]
+) -> list[FromChild]:
     """What a child says that hears `first`, then in each forward the next of `meanwhile`."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(10)
         model = Interrupted(ours, meanwhile)
         child = EngineChild(Connection(theirs), EngineCore(model, time.monotonic))
-        model.idle = child.idle
+        model.wait = lambda: wait(child)
         ours.sendall(encode(*first))
         with pytest.raises(ParentGone):
             child.run()
@@ -210,13 +225,15 @@ def converse(first: Sequence[ToEngine], *meanwhile: Sequence[ToEngine]) -> list[
     return [message for frame in FrameCutter().feed(said) for message in decode_from_child(frame)]
 
 
-def test_a_forward_that_waits_listens() -> None:
+@WAITS
+def test_a_forward_that_waits_listens(wait: Wait) -> None:
     """Trees and batches are taken at once; what opens a session waits for the step's end."""
     prompt = [5, 6, 7]
     right = toy_decode(PARAMS, prompt, GREEDY, noise_key(seed_bytes(0), prompt), 16)
     tree_of_a_session_to_come = vertices(2, 3, 3, right[:2])
     both = batch([1, 2], step_no=2, sources=[3], hit_rates=[0, 0, 0])
     first, second = converse(
+        wait,
         [open_session(1, prompt), batch([1])],
         [
             vertices(1, 3, 3, right[:4]),
@@ -234,9 +251,11 @@ def test_a_forward_that_waits_listens() -> None:
     assert [seen.source for seen in second.results[1].seen] == [3]
 
 
-def test_what_closes_a_session_waits_for_the_end_of_its_step() -> None:
+@WAITS
+def test_what_closes_a_session_waits_for_the_end_of_its_step(wait: Wait) -> None:
     prompt = [5, 6, 7]
     first, *failures, last = converse(
+        wait,
         [open_session(1, prompt), open_session(2, prompt), batch([1])],
         [CloseSession(1), vertices(1, 3, 3, [9]), batch([1, 2], step_no=2)],
     )
@@ -248,9 +267,11 @@ def test_what_closes_a_session_waits_for_the_end_of_its_step() -> None:
     assert [result.session for result in last.results] == [2]
 
 
-def test_law7_bounded_what_waits_for_a_step_stays_in_the_socket() -> None:
+@WAITS
+def test_law7_bounded_what_waits_for_a_step_stays_in_the_socket(wait: Wait) -> None:
     opened = [open_session(n, [5, 6]) for n in range(2, 3 * MAX_DEFERRED)]
     *refused, last = converse(
+        wait,
         [open_session(1, [5, 6]), batch([1])],
         [*opened, batch([1, 2 * MAX_DEFERRED], step_no=2)],
     )

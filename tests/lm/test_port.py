@@ -74,11 +74,11 @@ def sharing(subject: Subject) -> Subject:
 
 
 @given(data=st.data())
-def test_law1_output_any_batching_equals_recomputing(subject: Subject, data: st.DataObject) -> None:
+def test_law1_output_any_batching_equals_recomputing(sharing: Subject, data: st.DataObject) -> None:
     def check(token: int, text: list[int], sampling: SamplingParams, key: NoiseKey) -> None:
-        assert token == choose_token(subject.logits(text), sampling, key, len(text))
+        assert token == choose_token(sharing.logits(text), sampling, key, len(text))
 
-    check_any_batching(subject.make(4096), check, data)
+    check_any_batching(sharing.make(4096), check, data)
 
 
 @pytest.mark.parametrize("sampling", [PLAIN, GREEDY])

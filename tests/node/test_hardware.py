@@ -120,3 +120,28 @@ def test_a_node_lets_everything_else_go_first() -> None:
     )
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert told.stdout == b"19\n"
+
+
+AUTOGROUP = Path("/proc/self/autogroup")
+
+
+@pytest.mark.skipif(not AUTOGROUP.exists(), reason="sessions share the processors on Linux alone")
+def test_a_session_of_its_own_gives_way_as_a_whole() -> None:
+    assert _autogroup_after_yielding(is_leader=True).endswith("nice 19")
+
+
+@pytest.mark.skipif(not AUTOGROUP.exists(), reason="sessions share the processors on Linux alone")
+def test_a_session_of_somebody_else_is_left_alone() -> None:
+    assert _autogroup_after_yielding(is_leader=False) == AUTOGROUP.read_text().strip()
+
+
+def _autogroup_after_yielding(*, is_leader: bool) -> str:
+    script = (
+        "import sys; from pathlib import Path; from node.hardware import yield_to_others;"
+        " yield_to_others(); print(Path(sys.argv[1]).read_text())"
+    )
+    command = [sys.executable, "-c", script, str(AUTOGROUP)]
+    told = subprocess.run(
+        command, capture_output=True, check=True, text=True, start_new_session=is_leader
+    )
+    return told.stdout.strip()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from specedge_p2p.lm.choosing import choose_token
 from specedge_p2p.lm.ports import LanguageModel, Rows, SamplingParams
+from specedge_p2p.lm.prefix import PageName, PrefixNames
 from specedge_p2p.noise import NoiseKey
 from tests.support.near_ties import Logits
 
@@ -18,6 +19,8 @@ FILTERED = SamplingParams(temperature=1.3, top_k=12, top_p=0.9, min_p=0.02)
 GREEDY = SamplingParams(temperature=0)
 
 TOKENS = st.integers(2, 30)
+OPENING = [2 + i * i % 29 for i in range(40)]
+"""What many texts begin with, some pages long."""
 
 CheckChoice = Callable[[int, list[int], SamplingParams, NoiseKey], None]
 """Called with a chosen token and all tokens before it."""
@@ -80,6 +83,12 @@ def chunk(shadow: Shadow, token_ids: list[int], num_outputs: int) -> Rows:
     return Rows(0, np.array(token_ids, np.int32), positions, None, num_outputs)
 
 
+beginnings = st.one_of(
+    st.lists(TOKENS, min_size=1, max_size=20),
+    st.integers(1, len(OPENING)).map(lambda num: OPENING[:num]),
+)
+
+
 @st.composite
 def tree_rows(draw: st.DrawFn, num_slots: int, most: int) -> tuple[list[int], list[int]]:
     count = draw(st.integers(1, most))
@@ -108,7 +117,8 @@ def compaction(draw: st.DrawFn, shadow: Shadow) -> tuple[list[int], list[int]]:
 def check_any_batching(model: LanguageModel, check: CheckChoice, data: st.DataObject) -> None:
     """Ragged batches of chunks, trees and plain rows, with compaction and preemption between.
 
-    Every token that the model chooses is handed to `check`. Sequences 0 to 3 of the model are used.
+    Beginnings are shared, and adopted where a text begins or is read again. Every token that the
+    model chooses is handed to `check`. Sequences 0 to 3 of the model are used.
     """
     shadows: list[Shadow] = []
     for sequence in range(4):
@@ -122,7 +132,10 @@ def check_any_batching(model: LanguageModel, check: CheckChoice, data: st.DataOb
         batch, texts = [], []
         order = data.draw(st.permutations(range(len(shadows))))
         for sequence in order[: data.draw(st.integers(1, len(shadows)))]:
-            rows, row_texts = _random_rows(shadows[sequence], lost.pop(sequence, []), data)
+            shadow, unread = shadows[sequence], lost.pop(sequence, [])
+            if not shadow.prefix:
+                unread = _adopt(model, sequence, shadow, unread or data.draw(beginnings))
+            rows, row_texts = _random_rows(shadow, unread, data)
             batch.append(numbered(rows, sequence))
             texts.append(row_texts)
         for rows, row_texts, chosen in zip(batch, texts, model.choose(batch), strict=True):
@@ -130,26 +143,45 @@ def check_any_batching(model: LanguageModel, check: CheckChoice, data: st.DataOb
             for token, text in zip(chosen.tolist(), row_texts, strict=True):
                 check(token, text, shadow.sampling, shadow.key)
         for sequence, shadow in enumerate(shadows):
-            is_chosen = data.draw(st.booleans())
-            if shadow.tail and is_chosen:
-                commit, keep = data.draw(compaction(shadow))
-                model.compact(sequence, commit, keep)
-                shadow.compact(commit, keep)
-            elif shadow.prefix and data.draw(st.integers(0, 5)) == 5:
-                lost[sequence] = shadow.preempt()
-                model.drop_sequence(sequence)
-                model.add_sequence(sequence, shadow.sampling, shadow.key)
+            if unread := _change(model, sequence, shadow, data):
+                lost[sequence] = unread
             assert model.num_prefix_rows(sequence) == len(shadow.prefix)
             assert model.num_tail_rows(sequence) == len(shadow.tail)
 
 
+def _change(model: LanguageModel, sequence: int, shadow: Shadow, data: st.DataObject) -> list[int]:
+    """Compact a sequence, preempt it, share its prefix, or none; what it has to read again."""
+    is_chosen = data.draw(st.booleans())
+    if shadow.tail and is_chosen:
+        commit, keep = data.draw(compaction(shadow))
+        model.compact(sequence, commit, keep)
+        shadow.compact(commit, keep)
+    elif shadow.prefix and data.draw(st.integers(0, 5)) == 5:
+        model.drop_sequence(sequence)
+        model.add_sequence(sequence, shadow.sampling, shadow.key)
+        return shadow.preempt()
+    elif data.draw(st.booleans()):
+        model.share_prefix(sequence, _names(model, shadow.prefix, len(shadow.prefix)))
+    return []
+
+
+def _adopt(model: LanguageModel, sequence: int, shadow: Shadow, token_ids: list[int]) -> list[int]:
+    """Take what is shared of a text's beginning; the tokens that are still to be read."""
+    num_rows = model.adopt_prefix(sequence, _names(model, token_ids, len(token_ids) - 1))
+    shadow.prefix = token_ids[:num_rows]
+    return token_ids[num_rows:]
+
+
+def _names(model: LanguageModel, token_ids: list[int], num_rows: int) -> list[PageName]:
+    return PrefixNames("a key", model.cache.page_rows).of(token_ids, num_rows)
+
+
 def _random_rows(
-    shadow: Shadow, lost: list[int], data: st.DataObject
+    shadow: Shadow, unread: list[int], data: st.DataObject
 ) -> tuple[Rows, list[list[int]]]:
     """A chunk or a tree, and the text before each chosen token."""
-    is_chunk = bool(lost) or (not shadow.tail and (not shadow.prefix or data.draw(st.booleans())))
-    if is_chunk:
-        tokens = lost or data.draw(st.lists(TOKENS, min_size=1, max_size=20))
+    if unread or (not shadow.tail and data.draw(st.booleans())):
+        tokens = unread or data.draw(st.lists(TOKENS, min_size=1, max_size=20))
         num_outputs = data.draw(st.integers(0, 2)) % (len(tokens) + 1)
         rows = chunk(shadow, tokens, num_outputs)
         ends = range(len(shadow.prefix) - num_outputs + 1, len(shadow.prefix) + 1)
