@@ -32,7 +32,7 @@ _SESSION = attrgetter("session")
 _WAITING = attrgetter("last_planned_s")
 _LAST_STEP = attrgetter("last_step")
 _OPENED = attrgetter("opened_s")
-_LEVEL = attrgetter("level")
+_QUEUE = attrgetter("queue")
 
 
 Sources = Callable[[int], list[SourceFactor]]
@@ -52,7 +52,7 @@ class SessionState(msgspec.Struct, frozen=True):
         num_prompt_left: tokens that still have to be prefilled.
         num_tokens: tokens committed after the prompt.
         opened_s: when it began.
-        level: its queue, 0 goes first; see queues.py.
+        queue: 0 goes first; see queues.py.
         last_step: the last step that surely served it, or else the last before it came.
     """
 
@@ -61,7 +61,7 @@ class SessionState(msgspec.Struct, frozen=True):
     num_prompt_left: int = 0
     num_tokens: int = 0
     opened_s: float = 0.0
-    level: int = 0
+    queue: int = 0
     last_step: int = 0
 
 
@@ -188,7 +188,7 @@ def _candidates(
     marked = {state.session for state in musts}
     others = [state for state in waiting if state.session not in marked]
     if limits.has_queues:
-        others.sort(key=_LEVEL)
+        others.sort(key=_QUEUE)
     num_named = min(CANDIDATES_PER_PLACE * cap, limits.max_sessions)
     return musts, others[: num_named - len(musts)]
 
@@ -209,7 +209,7 @@ def _num_due(by_deadline: Sequence[SessionState], cap: int, step_no: int) -> int
 def _first_prompts(prefilling: list[SessionState], limits: PlanLimits) -> list[SessionState]:
     prefilling.sort(key=_OPENED)
     if limits.has_queues:
-        prefilling.sort(key=_LEVEL)
+        prefilling.sort(key=_QUEUE)
     return prefilling[: limits.max_sessions]
 
 

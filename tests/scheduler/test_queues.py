@@ -11,58 +11,58 @@ from coordinator.scheduler.costs import Costs, StepCosts
 from coordinator.scheduler.plan import PlanLimits, SessionState, plan
 from coordinator.scheduler.queues import Queues, QueueSettings
 
-SETTINGS = QueueSettings(num_levels=4, first_quantum_s=1.0, growth=2.0, patience_s=10.0)
+SETTINGS = QueueSettings(num_queues=4, first_quantum_s=1.0, growth=2.0, patience_s=10.0)
 STEP = StepCosts(0.040, 0.00008)
 COSTS = Costs(STEP, 100.0, (), rows_per_session=4.0)
 
 
-def test_a_session_skips_the_levels_that_its_prompt_would_fall_through() -> None:
+def test_a_session_skips_the_queues_that_its_prompt_would_fall_through() -> None:
     queues = Queues(SETTINGS)
     for number, cost_s in enumerate((0.5, 1.0, 1.5, 4.0, 5.0, 1000.0)):
         queues.join(number, cost_s, 0.0)
-    assert [queues.level(number, 0.0) for number in range(6)] == [0, 0, 1, 2, 3, 3]
+    assert [queues.queue(number, 0.0) for number in range(6)] == [0, 0, 1, 2, 3, 3]
 
 
-def test_it_falls_when_it_has_used_a_quantum_and_no_deeper_than_the_last_level() -> None:
+def test_it_falls_when_it_has_used_a_quantum_and_no_deeper_than_the_last_queue() -> None:
     queues = Queues(SETTINGS)
     queues.join(1, 0.1, 0.0)
     queues.charge(1, 0.9, 1.0)
-    assert queues.level(1, 1.0) == 0
+    assert queues.queue(1, 1.0) == 0
     queues.charge(1, 0.1, 2.0)
-    assert queues.level(1, 2.0) == 1
+    assert queues.queue(1, 2.0) == 1
     queues.charge(1, 1.9, 3.0)
-    assert queues.level(1, 3.0) == 1
+    assert queues.queue(1, 3.0) == 1
     queues.charge(1, 100.0, 4.0)
-    assert queues.level(1, 4.0) == 3
+    assert queues.queue(1, 4.0) == 3
 
 
-def test_it_rises_by_a_level_for_every_span_of_waiting_and_gets_a_quantum_there() -> None:
+def test_it_rises_by_a_queue_for_every_span_of_waiting_and_gets_a_quantum_there() -> None:
     queues = Queues(SETTINGS)
     queues.join(1, 1000.0, 0.0)
-    assert queues.level(1, 9.9) == 3
-    assert queues.level(1, 10.0) == 2
-    assert queues.level(1, 19.0) == 2
+    assert queues.queue(1, 9.9) == 3
+    assert queues.queue(1, 10.0) == 2
+    assert queues.queue(1, 19.0) == 2
     queues.charge(1, 3.9, 19.0)
-    assert queues.level(1, 28.0) == 2
-    assert queues.level(1, 1e6) == 0
+    assert queues.queue(1, 28.0) == 2
+    assert queues.queue(1, 1e6) == 0
 
 
 def test_unknown_sessions_go_last_and_those_that_left_are_forgotten() -> None:
     queues = Queues(SETTINGS)
     queues.charge(7, 1.0, 0.0)
-    assert queues.level(7, 0.0) == 3
+    assert queues.queue(7, 0.0) == 3
     for number in range(5):
         queues.join(number, 0.1, 0.0)
     for number in (0, 2, 4, 9):
         queues.leave(number)
     assert len(queues) == 2
-    assert queues.level(1, 0.0) == 0
-    assert queues.level(2, 0.0) == 3
+    assert queues.queue(1, 0.0) == 0
+    assert queues.queue(2, 0.0) == 3
 
 
 @pytest.mark.parametrize(
     "bad",
-    [{"num_levels": 0}, {"growth": 1.0}, {"first_quantum_s": 0.0}, {"patience_s": -1.0}],
+    [{"num_queues": 0}, {"growth": 1.0}, {"first_quantum_s": 0.0}, {"patience_s": -1.0}],
 )
 def test_senseless_queues_are_refused(bad: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"queues|quantum"):
@@ -73,18 +73,18 @@ def test_senseless_queues_are_refused(bad: dict[str, int]) -> None:
     joins=st.lists(st.floats(0, 100), min_size=1, max_size=5),
     events=st.lists(st.tuples(st.integers(0, 4), st.floats(0, 20), st.floats(0, 30)), max_size=60),
 )
-def test_levels_exist_and_only_service_lowers_them(
+def test_queues_exist_and_only_service_lowers_sessions(
     joins: list[float], events: list[tuple[int, float, float]]
 ) -> None:
     queues, now = Queues(SETTINGS), 0.0
     for number, cost_s in enumerate(joins):
         queues.join(number, cost_s, now)
     for who, cost_s, pause_s in events:
-        before = [queues.level(number, now) for number in range(len(joins))]
+        before = [queues.queue(number, now) for number in range(len(joins))]
         queues.charge(who, cost_s, now)
         now += pause_s
-        after = [queues.level(number, now) for number in range(len(joins))]
-        assert all(0 <= level <= 3 for level in after)
+        after = [queues.queue(number, now) for number in range(len(joins))]
+        assert all(0 <= queue <= 3 for queue in after)
         assert all(after[n] <= before[n] for n in range(len(joins)) if n != who)
 
 
@@ -146,7 +146,7 @@ def step(live: list[Job], queues: Queues, limits: PlanLimits, step_no: int, now:
             job.num_prompt_left,
             job.num_done,
             job.arrived_s,
-            queues.level(job.number, now),
+            queues.queue(job.number, now),
             job.last_step,
         )
         for job in live
