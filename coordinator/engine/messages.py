@@ -126,7 +126,9 @@ class VerificationBatch(EngineMessage, frozen=True, array_like=True, tag=5):
             NGRAM_ORDERS. Without any the engine does not guess.
         prefill_tokens: most prompt tokens that this step may prefill over all its sessions.
         max_sessions: most sessions with a root in this step, 0 for all entries. The engine takes
-            those that `must`, then those with rows to verify, each in the order of the entries.
+            those that `must`, in the order of the entries, then those with rows to verify, then the
+            others; of both whoever was verified longest ago first, and only those who were verified
+            in the same step in the order of the entries.
         levels: None where the engine shall not draft.
     """
 

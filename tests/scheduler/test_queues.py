@@ -117,7 +117,10 @@ def bimodal(rng: random.Random, num_jobs: int, every_s: float) -> list[Job]:
 
 
 def serve(jobs: list[Job], limits: PlanLimits) -> None:
-    """An engine that commits one token per decoding session and step."""
+    """An engine that commits one token per decoding session and step.
+
+    At a cap it takes who must be served, then the oldest, as `take_fewer` does where all have rows.
+    """
     queues, live, waiting = Queues(), list[Job](), list(jobs)
     now, step_no = 0.0, 0
     while live or waiting:
@@ -154,7 +157,9 @@ def step(live: list[Job], queues: Queues, limits: PlanLimits, step_no: int, now:
     batch = plan(now, states, COSTS, limits, step_no)
     by_number = {job.number: job for job in live}
     entries = [by_number[entry.session] for entry in batch.entries]
+    musts = {entry.session for entry in batch.entries if entry.must}
     decoding = [job for job in entries if not job.num_prompt_left]
+    decoding.sort(key=lambda job: 0 if job.number in musts else 1 + job.last_step)
     decoding = decoding[: batch.max_sessions or len(decoding)]
     shares, budget = list[tuple[Job, int]](), batch.prefill_tokens
     for job in entries:
@@ -210,12 +215,12 @@ def test_queues_beat_first_come_first_served_where_prompts_wait() -> None:
     assert queued.p95 < 1.1 * fcfs.p95
 
 
-def test_queues_at_a_cap_halve_the_short_sessions_time_at_some_cost_to_the_long_ones() -> None:
-    """Oldest first at a cap already takes turns, so there is less to win and something to lose."""
+def test_queues_at_a_cap_help_short_sessions_where_more_wait_than_a_batch_names() -> None:
+    """Among those that are named the oldest go first: less to win, and less to lose."""
     fcfs, queued = (spans(4, 0.9, has_queues=has) for has in (False, True))
-    assert queued.mean < 0.95 * fcfs.mean
-    assert queued.mean_short < 0.65 * fcfs.mean_short
-    assert queued.mean_long < 1.25 * fcfs.mean_long
+    assert queued.mean < 0.97 * fcfs.mean
+    assert queued.mean_short < 0.85 * fcfs.mean_short
+    assert queued.mean_long < 1.1 * fcfs.mean_long
     assert queued.p95 < 1.1 * fcfs.p95
 
 
