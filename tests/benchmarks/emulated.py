@@ -79,7 +79,7 @@ async def run(servings: Sequence[Serving], workload: Workload, say: Say) -> Asyn
 
 
 async def _with_tries(servings: Sequence[Serving], workload: Workload, say: Say) -> list[Measured]:
-    """The last try is kept, late forwards or not: its row says how many, and no check holds on it."""
+    """The last try is kept; if too many of its forwards were late, no check holds on it."""
     measured = await _on_one_network(servings, workload, say)
     for _ in range(MOST_TRIES - 1):
         late = max(max(m.engine.late_share, m.nodes.late_share) for m in measured)

@@ -67,10 +67,11 @@ def markdown_checks(checks: Sequence[Check]) -> str:
 
 
 def check_lines(checks: Sequence[Check]) -> list[str]:
+    verdicts = (c.verdict if c.holds else c.verdict.upper() for c in checks)
     return [
-        f"{check.verdict if check.holds else check.verdict.upper()}  {check.name}: {check.value:.2f}"
+        f"{verdict}  {check.name}: {check.value:.2f}"
         f" ± {check.spread:.2f}, bound {check.bound:g}  {check.note}"
-        for check in checks
+        for check, verdict in zip(checks, verdicts, strict=True)
     ]
 
 
