@@ -66,7 +66,7 @@ class SourceFactor(msgspec.Struct, frozen=True, array_like=True):
     Args:
         factor: what its path probabilities are scaled with.
         draft: number of its draft model; sources with the same one are merged by the larger
-            probability, different ones by the rule of `tree/binding.py`.
+            probability, different ones by the rule of `tree/merging.py`.
         quality: share of first guesses of this draft model that are right; the larger is believed.
         max_rows: most rows of a session that only such sources draft for; 0 for no such bound.
     """
