@@ -160,7 +160,7 @@ class StepPolicy:
             num_prompt_left=max(0, num_left),
             num_tokens=session.num_tokens,
             opened_s=session.opened_s,
-            level=self._queues.level(number, now),
+            queue=self._queues.queue(number, now),
             last_step=last_step,
         )
 

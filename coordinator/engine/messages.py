@@ -66,7 +66,7 @@ class SourceFactor(msgspec.Struct, frozen=True, array_like=True):
     Args:
         factor: what its path probabilities are scaled with.
         draft: number of its draft model; sources with the same one are merged by the larger
-            probability, different ones by the rule of `tree/binding.py`.
+            probability, different ones by the rule of `tree/merging.py`.
         quality: share of first guesses of this draft model that are right; the larger is believed.
         max_rows: most rows of a session that only such sources draft for; 0 for no such bound.
     """
@@ -126,7 +126,9 @@ class VerificationBatch(EngineMessage, frozen=True, array_like=True, tag=5):
             NGRAM_ORDERS. Without any the engine does not guess.
         prefill_tokens: most prompt tokens that this step may prefill over all its sessions.
         max_sessions: most sessions with a root in this step, 0 for all entries. The engine takes
-            those that `must`, then those with rows to verify, each in the order of the entries.
+            those that `must`, in the order of the entries, then those with rows to verify, then the
+            others; of both whoever was verified longest ago first, and only those who were verified
+            in the same step in the order of the entries.
         levels: None where the engine shall not draft.
     """
 

@@ -133,17 +133,16 @@ class OwnTree:
 
     def restart(self) -> None:
         """Forget all guesses."""
-        tree = self._received.tree
-        self._begin(tree.token_id(tree.root))
+        self._begin(self._received.tree.root_vertex.token_id)
 
     def first_guess(self, chosen: int) -> SourceSeen | None:
         """How the root's children fared, None where it was not expanded; see SourceSeen."""
-        tree = self._received.tree
-        if not self.is_expanded(tree.root):
+        root = self._received.tree.root_vertex
+        if not self.is_expanded(root.index):
             return None
-        guesses = [v for v in tree.children(tree.root) if v not in self._stand_ins]
-        predicted = sum(math.exp(tree.log_prob(vertex)) for vertex in guesses)
-        is_hit = any(tree.token_id(vertex) == chosen for vertex in guesses)
+        guesses = [v for v in root.children.values() if v.index not in self._stand_ins]
+        predicted = sum(math.exp(vertex.log_prob) for vertex in guesses)
+        is_hit = any(vertex.token_id == chosen for vertex in guesses)
         return SourceSeen(OWN_SOURCE, min(1.0, predicted), is_hit)
 
     def _begin(self, root_token: int) -> None:

@@ -15,8 +15,9 @@ from coordinator.engine.packing import Ending, Outcome
 from coordinator.engine.settings import EngineLimits
 from specedge_p2p.lm.ports import MAX_TAIL_SLOTS, CacheInfo, ModelInfo
 from specedge_p2p.lm.prefix import PageName, PrefixNames
-from specedge_p2p.tree.binding import BindLimits, BoundRows, SourceTree, bind, first_guess
+from specedge_p2p.tree.binding import BindLimits, BoundRows, SourceTree, bind
 from specedge_p2p.tree.draft_tree import TreeError
+from specedge_p2p.tree.first_guess import first_guess
 from specedge_p2p.tree.ngram import NgramGuess, NgramIndex
 from specedge_p2p.tree.received_tree import ReceivedTree
 from specedge_p2p.wire.columns import unpack_candidates

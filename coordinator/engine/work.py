@@ -61,10 +61,11 @@ def with_rows(work: Work) -> Work:
 
 
 def take_fewer(trees: Sequence[Work], max_sessions: int) -> list[Work]:
-    """Those that must be in the step, then those with rows to verify, each in their order.
+    """Those that must be in the step, then those with rows to verify, then the others.
 
-    Of the others who was verified longest ago goes first: the plan was made before the last step
-    had chosen, and waiting is what makes a tree deep.
+    Those that must stand in their order. Of the rest whoever was verified longest ago goes first,
+    and their order only decides between those of the same step: the plan was made before the last
+    step had chosen, and waiting is what makes a tree deep.
 
     Args:
         trees: bound sessions.

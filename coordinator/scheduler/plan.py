@@ -2,9 +2,10 @@
 
 Every live session is in every step, with as many rows as cover their price. Where a step is capped,
 more sessions are named than it takes and the engine prefers those with something to verify when the
-step starts; those that cannot wait any longer are marked, so that nobody is passed over for ever:
-a session is served again at the latest ceil(sessions / cap) + 2 steps after it was served last,
-whatever the engine prefers.
+step starts, the oldest first (docs/scheduling.md says why): queues decide whose prompt is read
+first, and who is named where more wait than a batch names. Those that cannot wait any longer are
+marked, so that nobody is passed over for ever: a session is served again at the latest
+ceil(sessions / cap) + 2 steps after it was served last, whatever the engine prefers.
 
 Why that holds: each session has a deadline, and as many of the earliest are marked as must be
 served now for the later steps to have room for all others (earliest deadline first; Liu and
@@ -32,7 +33,7 @@ _SESSION = attrgetter("session")
 _WAITING = attrgetter("last_planned_s")
 _LAST_STEP = attrgetter("last_step")
 _OPENED = attrgetter("opened_s")
-_LEVEL = attrgetter("level")
+_QUEUE = attrgetter("queue")
 
 
 Sources = Callable[[int], list[SourceFactor]]
@@ -52,7 +53,7 @@ class SessionState(msgspec.Struct, frozen=True):
         num_prompt_left: tokens that still have to be prefilled.
         num_tokens: tokens committed after the prompt.
         opened_s: when it began.
-        level: its queue, 0 goes first; see queues.py.
+        queue: 0 goes first; see queues.py.
         last_step: the last step that surely served it, or else the last before it came.
     """
 
@@ -61,7 +62,7 @@ class SessionState(msgspec.Struct, frozen=True):
     num_prompt_left: int = 0
     num_tokens: int = 0
     opened_s: float = 0.0
-    level: int = 0
+    queue: int = 0
     last_step: int = 0
 
 
@@ -92,7 +93,8 @@ class PlanLimits:
         prefill_share: by how much, of its own time, prompts may lengthen a step that decodes.
         max_levels: most levels that the engine drafts in one step, 0 to switch it off.
         level_width: most vertices of one session that such a level expands.
-        has_queues: prefer short sessions; otherwise first come, first served.
+        has_queues: read short prompts first, and name short sessions where more decode than a
+            batch names; otherwise first come, first served.
     """
 
     max_rows: int = 32
@@ -124,7 +126,7 @@ def plan(
     """Decide a step; the engine binds its rows when it starts.
 
     Entries stand in order of priority: first who must be served, then the other decoding sessions,
-    then those whose prompts share `prefill_tokens`.
+    among which the engine chooses, then those whose prompts share `prefill_tokens`.
 
     Args:
         now: the time that `last_planned_s` is compared with.
@@ -176,7 +178,7 @@ def _entry(
 def _candidates(
     now: float, decoding: Sequence[SessionState], limits: PlanLimits, step_no: int
 ) -> tuple[list[SessionState], list[SessionState]]:
-    """Those who must be served, and the others that the engine may choose from, best first."""
+    """Those who must be served, and the others that the engine may choose from."""
     cap = limits.cap
     waiting = sorted(decoding, key=_SESSION)
     waiting.sort(key=_WAITING)  # sorts are stable, and by one attribute they are quick
@@ -188,7 +190,7 @@ def _candidates(
     marked = {state.session for state in musts}
     others = [state for state in waiting if state.session not in marked]
     if limits.has_queues:
-        others.sort(key=_LEVEL)
+        others.sort(key=_QUEUE)
     num_named = min(CANDIDATES_PER_PLACE * cap, limits.max_sessions)
     return musts, others[: num_named - len(musts)]
 
@@ -209,7 +211,7 @@ def _num_due(by_deadline: Sequence[SessionState], cap: int, step_no: int) -> int
 def _first_prompts(prefilling: list[SessionState], limits: PlanLimits) -> list[SessionState]:
     prefilling.sort(key=_OPENED)
     if limits.has_queues:
-        prefilling.sort(key=_LEVEL)
+        prefilling.sort(key=_QUEUE)
     return prefilling[: limits.max_sessions]
 
 

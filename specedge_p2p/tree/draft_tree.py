@@ -6,7 +6,7 @@ anybody asks what is alive, so each vertex is paid for once, after it arrived.
 """
 
 from bisect import insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import exp, inf
 
@@ -128,24 +128,6 @@ class DraftTree:
         """Live indices without the root, ascending."""
         return (index for index in self._alive() if index != self._root.index)
 
-    def add(
-        self, index: int, parent: int, token_id: int, log_prob: float, arrival: int = 0
-    ) -> Vertex | None:
-        """Hang a vertex below `parent`; None when the parent is not alive.
-
-        Raises TreeError for an index that is not above all before it and for equal siblings.
-        """
-        if index <= self._last_index:
-            raise TreeError(f"index {index} does not follow {self._last_index}")
-        vertices = self._alive() if self._dead else self._vertices
-        above = vertices.get(parent)
-        if above is None:
-            self._last_index = index
-            return None
-        vertex = vertices[index] = _hang(above, index, token_id, log_prob, arrival)
-        self._last_index = index
-        return vertex
-
     def extend(
         self,
         first_index: int,
@@ -153,7 +135,7 @@ class DraftTree:
         arrival: int,
         max_depth: float,
     ) -> int:
-        """`add` for vertices of consecutive indices; returns how many found no living parent.
+        """Hang vertices of consecutive indices; returns how many found no living parent.
 
         Args:
             first_index: of the first of them.
@@ -161,7 +143,8 @@ class DraftTree:
             arrival: of all.
             max_depth: no vertex may stand more levels below the first root.
 
-        Raises TreeError as `add` and `check_vertex` do, and for a vertex too far down.
+        Raises TreeError for a first index that is not above all before it, for equal siblings, for
+        a vertex too far down, and as `check_vertex` does.
         """
         index = first_index - 1
         if index < self._last_index:
@@ -184,45 +167,6 @@ class DraftTree:
     def vertex(self, index: int) -> Vertex:
         """The vertex itself, for walks that must be fast. KeyError when it is not alive."""
         return self._alive()[index]
-
-    def child(self, index: int, token_id: int) -> int | None:
-        found = self.vertex(index).children.get(token_id)
-        return None if found is None else found.index
-
-    def children(self, index: int) -> Sequence[int]:
-        return tuple(child.index for child in self.vertex(index).children.values())
-
-    def token_id(self, index: int) -> int:
-        return self.vertex(index).token_id
-
-    def parent(self, index: int) -> int:
-        """The parent's index, -1 for the first root."""
-        return self.vertex(index).parent
-
-    def log_prob(self, index: int) -> float:
-        """Log probability of the vertex given its parent."""
-        return self.vertex(index).log_prob
-
-    def path_log_prob(self, index: int) -> float:
-        """Log probability of the way from the current root down to the vertex."""
-        return self.vertex(index).total - self._root.total
-
-    def depth(self, index: int) -> int:
-        """Levels below the first root, so that it never changes."""
-        return self.vertex(index).depth
-
-    def arrival(self, index: int) -> int:
-        return self.vertex(index).arrival
-
-    def path(self, index: int) -> list[int]:
-        """Indices below the root down to `index`."""
-        alive = self._alive()
-        found = []
-        while index != self._root.index:
-            found.append(index)
-            index = alive[index].parent
-        found.reverse()
-        return found
 
     def reroot(self, index: int) -> None:
         """Keep only `index` and what lies below it. KeyError when it is not alive.

@@ -99,11 +99,6 @@ class GrowingTree:
         return self._sent.tree_no
 
     @property
-    def base_position(self) -> int:
-        """Position after the vertex at which that tree starts."""
-        return self._sent.base_position
-
-    @property
     def num_unverified(self) -> int:
         """Vertices sent and still alive."""
         return self._sent.num_unverified
@@ -113,10 +108,6 @@ class GrowingTree:
         """Levels below the root that hold a vertex."""
         return max(vertex.depth for vertex in self._tree) - self._tree.root.depth
 
-    def depth(self, vertex: int) -> int:
-        """Levels below the root."""
-        return self._tree[vertex].depth - self._tree.root.depth
-
     def vertex(self, vertex: int) -> LocalVertex:
         """The vertex itself, for whoever reads several things of it. KeyError when it is dead."""
         return self._tree[vertex]
@@ -124,33 +115,8 @@ class GrowingTree:
     def token_id(self, vertex: int) -> int:
         return self._tree[vertex].token_id
 
-    def path(self, vertex: int) -> list[int]:
-        """Vertices below the root down to `vertex`."""
-        found = []
-        while vertex != self.root:
-            found.append(vertex)
-            vertex = self._tree[vertex].parent
-        found.reverse()
-        return found
-
     def is_expanded(self, vertex: int) -> bool:
         return vertex in self._tree and self._tree[vertex].row is not None
-
-    def is_sent(self, vertex: int) -> bool:
-        """Whether the tree on the wire has the vertex; its root counts as sent."""
-        return vertex in self._tree and self._sent.has(self._tree[vertex])
-
-    def walk(self, token_ids: Sequence[int]) -> list[int]:
-        """The vertices below the root that `token_ids` match, as far as they have surfaced."""
-        matched = []
-        at = self._tree.root
-        for token_id in token_ids:
-            child = at.children.get(token_id)
-            if child is None:
-                break
-            matched.append(child.number)
-            at = child
-        return matched
 
     # --- growth ----------------------------------------------------------------------------------
 
@@ -275,7 +241,7 @@ class GrowingTree:
         self._refill_unsent()
 
     def _follow(self, token_ids: Sequence[int]) -> list[LocalVertex]:
-        """Like `walk`, into the rows too; the tree must then be rerooted."""
+        """The vertices below the root that tokens match, in rows too; the tree must be rerooted."""
         matched: list[LocalVertex] = []
         at = self._tree.root
         for token_id in token_ids:

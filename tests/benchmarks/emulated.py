@@ -11,10 +11,9 @@ import httpx
 
 from specedge_p2p.demo.processes import Network, NetworkPlan, running_network, spawn, until_joined
 from tests.benchmarks.clients import LoadPlan, Served, Workload, serve_all
+from tests.benchmarks.figures import MOST_LATE
 from tests.benchmarks.servings import NetworkSpec, NodeGroup, Serving
 
-MOST_LATE = 0.01
-"""A run in which a larger share of the padded forwards ended late says nothing, and is refused."""
 MOST_TRIES = 2
 SLOWER = 1.5
 Say = Callable[[str], None]
@@ -80,7 +79,7 @@ async def run(servings: Sequence[Serving], workload: Workload, say: Say) -> Asyn
 
 
 async def _with_tries(servings: Sequence[Serving], workload: Workload, say: Say) -> list[Measured]:
-    """The last try counts, late forwards or not: its row says how many there were."""
+    """The last try is kept; if too many of its forwards were late, no check holds on it."""
     measured = await _on_one_network(servings, workload, say)
     for _ in range(MOST_TRIES - 1):
         late = max(max(m.engine.late_share, m.nodes.late_share) for m in measured)

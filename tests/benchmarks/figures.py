@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Literal
 
 from tests.benchmarks.clients import Served
 
 Metric = Literal["throughput", "itl", "p95_gap", "p95_gap_ms"]
+
+MOST_LATE = 0.01
+"""A run in which a larger share of the padded forwards ended late says nothing, and is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,8 @@ class CheckSpec:
 
     Args:
         over: name of the serving that is judged; of several the best one.
-        against: names of the alternatives; the best of them counts. Empty for an absolute bound.
+        against: names of the alternatives; the best of them counts, so while one is missing
+            nothing is known yet. Empty for an absolute bound.
         at_least: whether the value must reach the bound or stay below it.
     """
 
@@ -82,16 +86,34 @@ class ChoiceSpec:
     name: str
     cases: tuple[tuple[str, tuple[str, ...]], ...]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for chooser, each in self.cases for name in (chooser, *each))
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
+    """A value beside its bound.
+
+    Args:
+        holds: whether the value keeps the bound; never where nothing can be said.
+        spread: standard error of a throughput ratio, from leaving out one job at a time.
+        note: what was compared, and what was missing or late.
+        unsaid: why nothing can be said: "partial" before all alternatives were run, "refused"
+            where forwards of what was compared ended late.
+    """
+
     name: str
     value: float
     bound: float
     holds: bool
     spread: float = 0.0
-    """Standard error of a throughput ratio, from leaving out one job at a time."""
     note: str = ""
+    unsaid: Literal["", "partial", "refused"] = ""
+
+    @property
+    def verdict(self) -> str:
+        return self.unsaid or ("holds" if self.holds else "fails")
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -130,15 +152,39 @@ def _ratio(over: Run, against: Run, jobs: Sequence[int]) -> float:
 
 
 def judge(spec: CheckSpec | ChoiceSpec, runs: Mapping[str, Run]) -> Check | None:
-    """None when none of what it compares was run."""
+    """None when none of what it compares was run.
+
+    What is missing or late takes the verdict from a check, not its value: a benchmark that is under
+    way shows where it stands.
+    """
     if isinstance(spec, ChoiceSpec):
-        return _judge_choice(spec, runs)
+        check, names = _judge_choice(spec, runs), spec.names
+    else:
+        check, names = _judge_bound(spec, runs), (*spec.over, *spec.against)
+    return None if check is None else _as_far_as_known(check, names, runs)
+
+
+def _as_far_as_known(check: Check, names: Sequence[str], runs: Mapping[str, Run]) -> Check:
+    """The check without its verdict where a run is missing or to be refused."""
+    missing = [name for name in names if name not in runs]
+    late = [n for n in names if n in runs and runs[n].row.late_share > MOST_LATE]
+    if missing:
+        note = f"{check.note}; not run yet: {', '.join(missing)}"
+        check = replace(check, holds=False, note=note, unsaid="partial")
+    if late:
+        shares = ", ".join(f"{name} {runs[name].row.late_share:.1%}" for name in late)
+        note = f"{check.note}; refused, forwards ended late: {shares}"
+        check = replace(check, holds=False, note=note, unsaid="refused")
+    return check
+
+
+def _judge_bound(spec: CheckSpec, runs: Mapping[str, Run]) -> Check | None:
     over = [runs[name] for name in spec.over if name in runs]
     against = [runs[name] for name in spec.against if name in runs]
     if not over or (spec.against and not against):
         return None
     best = max(over, key=lambda run: run.row.tokens_per_s)
-    spread, note = 0.0, ""
+    spread, note = 0.0, best.row.name
     if spec.metric == "p95_gap_ms":
         value = best.row.p95_gap_ms
     else:

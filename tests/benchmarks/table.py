@@ -21,6 +21,7 @@ COLUMNS = (
     "late",
     "used",
 )
+_GREEN, _RED, _GREY = "#2a7f62", "#b23a48", "#8a8a8a"
 _BAR_HEIGHT, _BAR_GAP, _NAME_WIDTH, _PLOT_WIDTH = 16, 6, 300, 420
 
 
@@ -57,17 +58,20 @@ def markdown_table(rows: Sequence[Row]) -> str:
 def markdown_checks(checks: Sequence[Check]) -> str:
     lines = ["| check | value | standard error | bound | |", "| --- | --- | --- | --- | --- |"]
     for check in checks:
-        holds = "holds" if check.holds else "**fails**"
+        verdict = check.verdict if check.holds else f"**{check.verdict}**"
         spread = f"{check.spread:.3f}" if check.spread else ""
-        lines.append(f"| {check.name} | {check.value:.2f} | {spread} | {check.bound:g} | {holds} |")
+        lines.append(
+            f"| {check.name} | {check.value:.2f} | {spread} | {check.bound:g} | {verdict} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def check_lines(checks: Sequence[Check]) -> list[str]:
+    verdicts = (c.verdict if c.holds else c.verdict.upper() for c in checks)
     return [
-        f"{'holds' if check.holds else 'FAILS'}  {check.name}: {check.value:.2f}"
+        f"{verdict}  {check.name}: {check.value:.2f}"
         f" ± {check.spread:.2f}, bound {check.bound:g}  {check.note}"
-        for check in checks
+        for check, verdict in zip(checks, verdicts, strict=True)
     ]
 
 
@@ -85,7 +89,7 @@ def chart(checks: Sequence[Check]) -> str:
     for place, check in enumerate(checks):
         top = 20 + place * (_BAR_HEIGHT + _BAR_GAP)
         shown = min(check.value, largest)
-        colour = "#2a7f62" if check.holds else "#b23a48"
+        colour = _GREY if check.unsaid else _GREEN if check.holds else _RED
         bound = _NAME_WIDTH + min(check.bound, largest) * scale
         parts += [
             f'<text x="{_NAME_WIDTH - 8}" y="{top + 12}" text-anchor="end">'

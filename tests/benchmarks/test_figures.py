@@ -7,6 +7,7 @@ import pytest
 
 from tests.benchmarks.clients import Job, Served
 from tests.benchmarks.figures import (
+    MOST_LATE,
     CheckSpec,
     ChoiceSpec,
     Row,
@@ -16,7 +17,7 @@ from tests.benchmarks.figures import (
     ratio,
     tokens_per_s,
 )
-from tests.benchmarks.table import chart, markdown_checks
+from tests.benchmarks.table import chart, check_lines, markdown_checks
 
 
 def run(name: str, decode_s: dict[int, float], num_sessions: int = 8, p95_ms: float = 10.0) -> Run:
@@ -72,11 +73,61 @@ def test_the_best_alternative_counts() -> None:
         "plain": run("plain", {0: 4.0, 1: 4.0}),
         "tree": run("tree", {0: 1.25, 1: 1.25}),
     }
-    check = judge(CheckSpec("equal", ("ours",), ("plain", "tree", "missing"), 1.3), runs)
+    check = judge(CheckSpec("equal", ("ours",), ("plain", "tree"), 1.3), runs)
     assert check is not None
     assert check.value == pytest.approx(1.25)
-    assert not check.holds
-    assert "tree" in check.note
+    assert (check.holds, check.verdict) == (False, "fails")
+    assert check.note == "ours against tree"
+
+
+def test_nothing_holds_against_the_best_before_all_of_them_were_run() -> None:
+    """The one that is missing may be the best: what is known so far is shown as that."""
+    runs = {"ours": run("ours", {0: 1.0, 1: 1.0}), "plain": run("plain", {0: 4.0, 1: 4.0})}
+    spec = CheckSpec("equal", ("ours",), ("plain", "tree", "deep"), 1.3)
+    check = judge(spec, runs)
+    assert check is not None
+    assert check.value == pytest.approx(4.0)
+    assert (check.holds, check.verdict) == (False, "partial")
+    assert check.note == "ours against plain; not run yet: tree, deep"
+    assert "**partial**" in markdown_checks([check])
+    assert check_lines([check])[0].startswith("PARTIAL")
+    runs |= {name: run(name, {0: 2.0, 1: 2.0}) for name in ("tree", "deep")}
+    check = judge(spec, runs)
+    assert check is not None
+    assert check.value == pytest.approx(2.0)
+    assert check.verdict == "holds"
+
+
+def late(one: Run, share: float) -> Run:
+    return replace(one, row=replace(one.row, late_share=share))
+
+
+@pytest.mark.parametrize("name", ["ours", "plain", "tree"])
+def test_nothing_holds_on_a_run_whose_forwards_ended_late(name: str) -> None:
+    """Whichever of the compared runs it is, the best one or another."""
+    runs = {
+        "ours": run("ours", {0: 1.0, 1: 1.0}),
+        "plain": run("plain", {0: 4.0, 1: 4.0}),
+        "tree": run("tree", {0: 2.0, 1: 2.0}),
+    }
+    spec = CheckSpec("equal", ("ours",), ("plain", "tree"), 1.3)
+    just = judge(spec, runs | {name: late(runs[name], MOST_LATE)})
+    assert just is not None
+    assert just.verdict == "holds"
+    check = judge(spec, runs | {name: late(runs[name], 0.012)})
+    assert check is not None
+    assert (check.value, check.holds) == (just.value, False)
+    assert check.verdict == "refused"
+    assert f"refused, forwards ended late: {name} 1.2%" in check.note
+    assert "**refused**" in markdown_checks([check])
+
+
+def test_what_is_late_and_not_complete_says_both() -> None:
+    runs = {"ours": late(run("ours", {0: 1.0}), 0.5)}
+    check = judge(CheckSpec("gap", ("ours", "other"), (), 30.0, "p95_gap_ms", False), runs)
+    assert check is not None
+    assert check.verdict == "refused"
+    assert "not run yet: other" in check.note
 
 
 @pytest.mark.parametrize(
@@ -128,5 +179,12 @@ def test_the_choice_is_right_where_the_better_draft_model_was_taken() -> None:
     check = judge(spec, known)
     assert check is not None
     assert (check.value, check.bound, check.holds) == (1, 2, False)
+    known["b/either"] = with_draft("b/either", 2.0, "small")
+    check = judge(spec, known)
+    assert check is not None
+    assert check.verdict == "holds"
+    check = judge(spec, known | {"a/small": late(known["a/small"], 0.02)})
+    assert check is not None
+    assert check.verdict == "refused"
     del known["b/large"]
     assert judge(spec, known) is None

@@ -21,11 +21,17 @@ def test_long_prompts_leave_running_streams_alone() -> None:
 
 
 def test_queues_finish_a_bimodal_load_sooner() -> None:
-    assert_holds(*seed_rows.queues(80))
+    found = seed_rows.queues(80)
+    assert_holds(*found)
+    assert all(row.on < row.off for row in found)  # a switch that does nothing would hold, too
 
 
 def test_growth_that_stops_early_computes_less_and_loses_nothing() -> None:
-    assert_holds(*seed_rows.early_stop(seconds=2.0))
+    found = seed_rows.early_stop(seconds=2.0)
+    assert_holds(*found)
+    forwards, rows, _ = found
+    assert forwards.on < forwards.off
+    assert rows.on < rows.off
 
 
 def test_a_standby_takes_over_from_a_dead_node_at_once() -> None:
@@ -35,7 +41,9 @@ def test_a_standby_takes_over_from_a_dead_node_at_once() -> None:
 
 
 def test_matching_uses_what_it_knows_of_speeds() -> None:
-    assert_holds(seed_rows.mixed_speeds(seconds=2.0))
+    row = seed_rows.mixed_speeds(seconds=2.0)
+    assert_holds(row)
+    assert row.on > row.off
 
 
 def test_level_times_are_predicted_for_shapes_that_were_not_measured() -> None:

@@ -13,7 +13,8 @@ from msgspec.structs import replace
 from coordinator.engine import own_tree
 from coordinator.engine.core import EngineCore
 from coordinator.engine.messages import CloseSession, DropSource, LevelTerms, SourceSeen
-from coordinator.engine.own_draft import MAX_CHAIN, MAX_ERRORS
+from coordinator.engine.own_draft import MAX_ERRORS
+from coordinator.engine.own_plan import MAX_CHAIN
 from coordinator.engine.settings import EngineLimits
 from specedge_p2p.lm.ports import Children, ModelError, Rows, SamplingParams
 from specedge_p2p.lm.toy import ToyModel, ToyParams, toy_decode
@@ -348,6 +349,28 @@ def test_a_full_draft_cache_costs_guesses_of_the_youngest_only() -> None:
         assert run.tokens[session] == PROMPT + decode(PROMPT, 12 * session)
     assert sum(r.num_own_rows for r in run.results[2]) > 0  # when the first had gone
     assert draft.num_free_rows == len(PROMPT) + 30
+
+
+def test_the_youngest_gives_way_though_a_capped_step_left_it_out() -> None:
+    """The plan holds the oldest alone, and the rows in its way belong to the youngest."""
+    draft = Draft(TARGET, cache_rows=40)
+    run = make_run(draft)
+    for session in (1, 2):
+        run.open(open_session(session, PROMPT, max_tokens=24))
+    run.step(batch([1, 2]))
+    for _ in range(4):
+        (young,) = run.step(batch([2], levels=CHEAP, hit_rates=NO_NGRAM)).results
+        assert young.num_own_rows > 0
+    for _ in range(3):
+        (old,) = run.step(batch([1], levels=CHEAP, hit_rates=NO_NGRAM)).results
+        assert old.num_own_rows > 0
+    assert draft.num_prefix_rows(2) == 0
+    (young,) = run.step(batch([2], levels=CHEAP, hit_rates=NO_NGRAM)).results
+    assert young.num_own_rows == 0
+    run.finish_all(levels=CHEAP, hit_rates=NO_NGRAM)
+    for session in (1, 2):
+        assert run.tokens[session] == PROMPT + decode(PROMPT, 24)
+    assert draft.num_free_rows == 40
 
 
 def test_a_failing_draft_model_is_given_up() -> None:

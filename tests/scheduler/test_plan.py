@@ -92,9 +92,9 @@ def test_where_all_fit_under_the_cap_it_is_only_a_bound() -> None:
     assert numbers(batch) == [0, 1, 2, 3]
 
 
-def test_short_sessions_go_first_and_inside_a_level_the_oldest() -> None:
-    levels = {1: 2, 2: 0, 3: 1, 4: 0}
-    sessions = [SessionState(n, -n / 10, level=at, last_step=9) for n, at in levels.items()]
+def test_short_sessions_go_first_and_inside_a_queue_the_oldest() -> None:
+    queues = {1: 2, 2: 0, 3: 1, 4: 0}
+    sessions = [SessionState(n, -n / 10, queue=at, last_step=9) for n, at in queues.items()]
     queued = plan(0.0, sessions, COSTS, PlanLimits(max_batch=1), 10)
     assert numbers(queued) == [4, 2, 3, 1]
     fcfs = plan(0.0, sessions, COSTS, PlanLimits(max_batch=1, has_queues=False), 10)
@@ -152,7 +152,7 @@ class Unfair:
             SessionState(
                 session,
                 last_planned_s=self.random.random() if whims else float(known),
-                level=self.random.randint(0, 3),
+                queue=self.random.randint(0, 3),
                 last_step=max(known, sure.get(session, 0)),
             )
             for session, known in self.known.items()
@@ -258,9 +258,9 @@ def test_prompts_never_stop_and_never_take_more_than_their_share(
     assert both <= (1 + share) * alone * 1.0001 or num_tokens <= LEAST_PREFILL_TOKENS
 
 
-def test_prompts_are_read_by_level_and_then_first_come_first_served() -> None:
+def test_prompts_are_read_by_queue_and_then_first_come_first_served() -> None:
     sessions = [
-        SessionState(1, 0.0, num_prompt_left=10, opened_s=1.0, level=1),
+        SessionState(1, 0.0, num_prompt_left=10, opened_s=1.0, queue=1),
         SessionState(2, 0.0, num_prompt_left=10, opened_s=3.0),
         SessionState(3, 0.0),
         SessionState(4, 0.0, num_prompt_left=10, opened_s=2.0),
@@ -324,7 +324,7 @@ def test_a_thousand_sessions_are_planned_in_about_a_millisecond(max_batch: int) 
             rng.random(),
             num_prompt_left=rng.choice([0] * 9 + [500]),
             opened_s=rng.random(),
-            level=rng.randint(0, 7),
+            queue=rng.randint(0, 7),
             last_step=rng.randint(980, 999),
         )
         for n in range(1000)

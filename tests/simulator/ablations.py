@@ -58,12 +58,12 @@ def bind_in_order_of_arrival(
         tree = sources[0].tree.tree
         row_of = {tree.root: 0}
         for index in tree:  # ascending, and parents have lower indices
-            depth = tree.depth(index) - tree.root_vertex.depth
+            depth = tree.vertex(index).depth - tree.root_vertex.depth
             if len(rows) > limits.max_rows or depth > limits.max_depth:
                 continue
             row_of[index] = len(rows)
-            parent = row_of[tree.parent(index)]
-            rows.append((tree.token_id(index), parent, depth, sources[0].source))
+            parent = row_of[tree.vertex(index).parent]
+            rows.append((tree.vertex(index).token_id, parent, depth, sources[0].source))
     token_ids, parents, depths, nodes = map(list, zip(*rows, strict=True))
     num = len(rows)
     return BoundRows(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from coordinator.scheduler.plan import FixedTree
 from coordinator.settings import Lockstep
 from tests.benchmarks.cells import all_cells
-from tests.benchmarks.emulated import MOST_LATE
+from tests.benchmarks.figures import MOST_LATE
 from tests.benchmarks.servings import NodeGroup, Serving
 from tests.simulator.events import LinkQuality
 from tests.simulator.models import USELESS

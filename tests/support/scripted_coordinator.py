@@ -214,9 +214,9 @@ class ScriptedCoordinator:
         tree = machine.tree(number) if machine.is_open(number) else None
         if tree is None or not tree.is_full:
             return 0
-        vertex, count = tree.matched, 0
+        vertex, count = tree.tree.root_vertex, 0
         for token_id in generation.truth[len(generation.tokens) :]:
-            child = tree.tree.child(vertex, token_id)
+            child = vertex.children.get(token_id)
             if child is None:
                 break
             vertex, count = child, count + 1

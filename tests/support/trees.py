@@ -1,11 +1,13 @@
 """Slow and obvious twins of what tree/ does fast."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 import numpy as np
 
-from specedge_p2p.tree.draft_tree import Candidates
+from specedge_p2p.tree.draft_tree import Candidates, DraftTree
+from specedge_p2p.tree.received_tree import ReceivedTree
 
 Vertices = list[tuple[int, int, float]]
 """(parent, token_id, log_prob) of the vertices 1, 2, ..."""
@@ -19,6 +21,40 @@ def columns(vertices: Iterable[tuple[int, int, float]]) -> Candidates:
         np.array([parent for parent, _, _ in rows], dtype=np.int32),
         np.array([log_prob for _, _, log_prob in rows], dtype=np.float32),
     )
+
+
+def received(*parts: tuple[int, Sequence[tuple[int, int, float]]]) -> ReceivedTree:
+    """A tree of (arrival, vertices) extensions."""
+    tree = ReceivedTree(1, 4, [], 9)
+    for arrival, vertices in parts:
+        tree.extend(tree.next_index, columns(vertices), arrival)
+    return tree
+
+
+def hang(
+    tree: DraftTree, index: int, parent: int, token_id: int, log_prob: float, arrival: int = 0
+) -> bool:
+    """Hang one vertex; whether its parent was alive."""
+    return tree.extend(index, [(parent, token_id, log_prob)], arrival, inf) == 0
+
+
+def path(tree: DraftTree, index: int) -> list[int]:
+    """Indices below the root down to a vertex."""
+    found = []
+    while index != tree.root:
+        found.append(index)
+        index = tree.vertex(index).parent
+    return found[::-1]
+
+
+def tokens_to(tree: DraftTree, index: int) -> tuple[int, ...]:
+    """Tokens below the root down to a vertex."""
+    return tuple(tree.vertex(at).token_id for at in path(tree, index))
+
+
+def path_log_prob(tree: DraftTree, index: int) -> float:
+    """Log probability of the way from the root down to a vertex."""
+    return tree.vertex(index).total - tree.root_vertex.total
 
 
 @dataclass

@@ -8,24 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specedge_p2p.tree.binding import BindLimits, BoundRows, Seen, SourceTree, bind, first_guess
+from specedge_p2p.tree.binding import BindLimits, BoundRows, SourceTree, bind
 from specedge_p2p.tree.ngram import NgramGuess
 from specedge_p2p.tree.received_tree import ReceivedTree
 from tests.support.plain_binding import plain_bind
-from tests.support.trees import columns
+from tests.support.trees import columns, path_log_prob, received, tokens_to
 
 ALL = BindLimits(row_price=0.0, max_rows=100, max_depth=100)
 NO_GUESS = NgramGuess()
 HALF = math.log(0.5)
 QUARTER = math.log(0.25)
-
-
-def received(*parts: tuple[int, Sequence[tuple[int, int, float]]]) -> ReceivedTree:
-    """A tree of (arrival, vertices) extensions."""
-    tree = ReceivedTree(1, 4, [], 9)
-    for arrival, vertices in parts:
-        tree.extend(tree.next_index, columns(vertices), arrival)
-    return tree
 
 
 def shape(rows: BoundRows) -> list[tuple[int, int, float]]:
@@ -196,21 +188,6 @@ def test_the_engines_own_tree_brings_rows_but_is_no_source() -> None:
     assert rows.is_own == [False, True, True, False]
 
 
-def test_a_trees_first_level_is_scored_against_the_choice() -> None:
-    tree = received((1, [(0, 1, HALF), (0, 2, QUARTER), (1, 3, HALF)]))
-    source = SourceTree(3, tree, factor=0.1)
-    hit, miss = first_guess(source, 2), first_guess(source, 3)
-    assert hit is not None
-    assert math.isclose(hit.predicted, 0.75, rel_tol=1e-6)  # the factor is left out
-    assert (hit.is_hit, miss) == (True, Seen(hit.predicted, False))
-    greedy = SourceTree(3, received((1, [(0, 1, 0.0), (0, 2, 0.0)])))
-    assert first_guess(greedy, 1) == Seen(1.0, True)
-    tree.commit([1, 3])
-    assert first_guess(source, 3) is None  # nothing was guessed here
-    tree.commit([8])
-    assert first_guess(source, 3) is None
-
-
 @dataclass
 class SlowVertex:
     prob: float
@@ -228,11 +205,11 @@ def slow_bind(
             continue
         tree = source.tree.tree
         for index in tree:
-            key = tuple(tree.token_id(i) for i in tree.path(index))
-            prob = min(1.0, source.factor * math.exp(tree.path_log_prob(index)))
+            key = tokens_to(tree, index)
+            prob = min(1.0, source.factor * math.exp(path_log_prob(tree, index)))
             vertex = merged.setdefault(key, SlowVertex(0.0, []))
             vertex.prob = max(vertex.prob, prob)
-            vertex.holders.append((tree.arrival(index), at, index))
+            vertex.holders.append((tree.vertex(index).arrival, at, index))
     for depth in range(1, len(guess.token_ids) + 1):
         vertex = merged.setdefault(guess.token_ids[:depth], SlowVertex(0.0, []))
         vertex.prob = 1 - (1 - vertex.prob) * (1 - rate**depth)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from specedge_p2p.tree import sent_tree
 from specedge_p2p.tree.growth import Gain, GrowingTree, GrowthSettings
 from specedge_p2p.tree.received_tree import ReceivedTree
-from tests.support.trees import RememberingTree
+from tests.support.trees import RememberingTree, tokens_to
 
 Children = Sequence[tuple[int, float]]
 
@@ -23,12 +23,27 @@ def grow(tree: GrowingTree, vertex: int, children: Children) -> list[int]:
     probs = np.array([[prob for _, prob in children]])
     with np.errstate(divide="ignore"):
         tree.expand([vertex], token_ids, np.log(probs).astype(np.float32))
-    found = (tree.walk([*tokens_of(tree, vertex), token]) for token, _ in children)
-    return [path[-1] for path in found if len(path) > tree.depth(vertex)]
+    found = tree.vertex(vertex).children
+    return [found[token].number for token, _ in children if token in found]
 
 
 def tokens_of(tree: GrowingTree, vertex: int) -> list[int]:
-    return [tree.token_id(v) for v in tree.path(vertex)]
+    """Tokens below the root down to a vertex."""
+    found = []
+    while vertex != tree.root:
+        found.append(tree.token_id(vertex))
+        vertex = tree.vertex(vertex).parent
+    return found[::-1]
+
+
+def depth(tree: GrowingTree, vertex: int) -> int:
+    """Levels below the root."""
+    return tree.vertex(vertex).depth - tree.vertex(tree.root).depth
+
+
+def is_sent(tree: GrowingTree, vertex: int) -> bool:
+    """Whether the tree on the wire has the vertex, as it has its root."""
+    return tree.vertex(vertex).sent_in == tree.vertex(tree.root).sent_in
 
 
 def gained(tree: GrowingTree, limit: int = 32) -> Gain:
@@ -41,8 +56,8 @@ def test_what_is_impossible_or_no_number_stays_finite_and_nothing_is_above_certa
     tree = GrowingTree(10, 9, GrowthSettings(min_prob=0.0, branch_width=4))
     log_probs = np.array([[0.5, -1.0, -np.inf, np.nan]], np.float32)
     tree.expand([tree.root], np.array([[1, 2, 3, 4]], np.int32), log_probs)
-    found = [tree.vertex(vertex).total for token in (1, 2, 3, 4) for vertex in tree.walk([token])]
-    assert found == [0.0, -1.0, -100.0, -100.0]
+    children = tree.vertex(tree.root).children
+    assert [children[token].total for token in (1, 2, 3, 4)] == [0.0, -1.0, -100.0, -100.0]
 
 
 def test_the_frontier_is_the_most_probable_that_are_not_expanded() -> None:
@@ -54,7 +69,7 @@ def test_the_frontier_is_the_most_probable_that_are_not_expanded() -> None:
     assert tree.frontier(5) == (a, b, c)
     d, e = grow(tree, a, [(1, 0.9), (2, 0.1)])
     assert tree.frontier(5) == (d, b, c, e)
-    assert (tree.depth(e), tree.token_id(e), tree.vertex(e).parent) == (2, 2, a)
+    assert (depth(tree, e), tree.token_id(e), tree.vertex(e).parent) == (2, 2, a)
     assert math.isclose(tree.vertex(e).total, math.log(0.05), abs_tol=1e-6)
     assert len(tree) == 5
     assert e in tree
@@ -142,7 +157,7 @@ def test_gains_are_parents_first_best_first_in_wire_indices() -> None:
     assert np.allclose(np.exp(gain.candidates.log_probs), [0.8, 1.0, 0.15])
     assert tree.take_gain(32) is None
     assert tree.num_unverified == 3
-    assert tree.is_sent(a)
+    assert is_sent(tree, a)
 
 
 def test_gains_obey_limit_and_max_unverified() -> None:
@@ -167,7 +182,7 @@ def test_a_hit_in_what_was_sent_stays_in_the_same_tree() -> None:
     gained(tree, 1)
     (c,) = grow(tree, a, [(3, 0.9)])
     assert tree.commit([1])
-    assert (tree.root, tree.tree_no, tree.base_position, tree.num_committed) == (a, 1, 10, 11)
+    assert (tree.root, tree.tree_no, tree.num_committed) == (a, 1, 11)
     assert b not in tree
     gain = gained(tree)
     assert (gain.tree_no, gain.first_index, gain.base_position) == (1, 2, 10)
@@ -182,7 +197,7 @@ def test_a_hit_beyond_what_was_sent_begins_a_new_tree_with_what_is_live() -> Non
     gained(tree, 1)
     grow(tree, b, [(5, 0.9)])
     assert tree.commit([2])
-    assert (tree.root, tree.tree_no, tree.base_position) == (b, 2, 11)
+    assert (tree.root, tree.tree_no) == (b, 2)
     gain = gained(tree)
     assert (gain.tree_no, gain.first_index, gain.base_position) == (2, 1, 11)
     assert gain.candidates.token_ids.tolist() == [5]
@@ -194,10 +209,13 @@ def test_a_miss_begins_a_new_tree_at_the_truth() -> None:
     grow(tree, 0, [(1, 0.8)])
     gained(tree)
     assert not tree.commit([1, 9])
-    assert (len(tree), tree.tree_no, tree.base_position) == (0, 2, 12)
+    assert (len(tree), tree.tree_no) == (0, 2)
     assert tree.token_id(tree.root) == 9
     assert tree.frontier() == (tree.root,)
-    assert tree.depth(tree.root) == 0
+    assert depth(tree, tree.root) == 0
+    grow(tree, tree.root, [(3, 0.8)])
+    gain = gained(tree)
+    assert (gain.tree_no, gain.first_index, gain.base_position) == (2, 1, 12)
 
 
 def test_a_tree_of_which_nothing_was_sent_uses_up_no_number() -> None:
@@ -205,9 +223,12 @@ def test_a_tree_of_which_nothing_was_sent_uses_up_no_number() -> None:
     assert not tree.commit([4])
     assert not tree.commit([5])
     tree.restart()
-    assert (tree.tree_no, tree.base_position) == (1, 12)
     assert tree.commit([])
     assert tree.num_committed == 12
+    assert tree.tree_no == 1
+    grow(tree, tree.root, [(3, 0.8)])
+    gain = gained(tree)
+    assert (gain.tree_no, gain.first_index, gain.base_position) == (1, 1, 12)
 
 
 def test_restart_and_resume_send_everything_again() -> None:
@@ -321,7 +342,7 @@ class Coordinator:
         if self.tree is None:
             return set()
         tree = self.tree.tree
-        return {tuple(tree.token_id(i) for i in tree.path(index)) for index in tree}
+        return {tokens_to(tree, index) for index in tree}
 
 
 def expand_frontier(node: GrowingTree, rng: random.Random) -> None:
@@ -391,7 +412,7 @@ def settle(
     if gain is not None:
         coordinator.take(gain)
         coordinator.check()
-    sent = {tuple(tokens_of(node, v)) for v in everything(node) if node.is_sent(v)}
+    sent = {tuple(tokens_of(node, v)) for v in everything(node) if is_sent(node, v)}
     if coordinator.tree_no == node.tree_no:
         assert coordinator.live_texts() == sent - {()}
     else:
@@ -407,6 +428,5 @@ def in_rows(node: GrowingTree) -> set[tuple[int, ...]]:
 def everything(node: GrowingTree) -> list[int]:
     found = [node.root]
     for vertex in found:
-        below = (node.walk([*tokens_of(node, vertex), token]) for token in range(VOCABULARY))
-        found.extend(path[-1] for path in below if len(path) > node.depth(vertex))
+        found.extend(child.number for child in node.vertex(vertex).children.values())
     return found

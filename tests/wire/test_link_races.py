@@ -20,6 +20,7 @@ from specedge_p2p.wire.codec import AnyMessage
 from specedge_p2p.wire.columns import pack_tokens, proposal_from_gain, unpack_tokens
 from specedge_p2p.wire.link_machine import LinkMachine
 from tests.support.links import HELLO, OPEN, WELCOME, changed
+from tests.support.trees import tokens_to
 
 NUM_TOKENS = 4
 MAX_POSITION = 150
@@ -137,8 +138,7 @@ class RacingEnds:
         token_ids = [self.random.randrange(NUM_TOKENS) for _ in range(self.random.randint(0, 3))]
         tree = self.coordinator.tree(number)
         if tree is not None and tree.is_full and len(tree.tree) and self.random.random() < 0.7:
-            path = tree.tree.path(self.random.choice(list(tree.tree)))
-            token_ids = [tree.tree.token_id(index) for index in path]
+            token_ids = list(tokens_to(tree.tree, self.random.choice(list(tree.tree))))
             self.seen["hit"] += 1
         token_ids = token_ids[: MAX_POSITION - len(session.committed)]
         restart = self.random.random() < 0.2
