@@ -3,8 +3,9 @@
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,23 +16,14 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from node.hardware import limit_threads, yield_to_others
-from node.main import EXPECTED_FAILURES, run_node
+from node.hardware import yield_to_others
+from node.main import run_node
+from node.options import DraftOptions, Home, takes_draft_options
 from node.profiling import run_profile
 from node.receipts import ReceiptBook
-from node.settings import (
-    AUTO,
-    Drafting,
-    Dtype,
-    NodeSettings,
-    Priority,
-    default_home,
-    default_threads,
-    software_version,
-)
-from specedge_p2p.errors import outside_groups
-from specedge_p2p.identity.keys import Identity, IdentityError
-from specedge_p2p.lm.quantization import Quantize
+from node.settings import Drafting, Priority, software_version
+from specedge_p2p.errors import ClearError, outside_groups
+from specedge_p2p.identity.keys import Identity
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,60 +40,6 @@ receipts_app = typer.Typer(no_args_is_help=True, help="What coordinators signed 
 app.add_typer(identity_app, name="identity")
 app.add_typer(receipts_app, name="receipts")
 
-Home = Annotated[
-    Path,
-    typer.Option(
-        help="Folder of your key, receipts and known coordinators; one node per folder."
-        " $SPECEDGE_HOME moves the default.",
-        default_factory=default_home,
-        show_default="$SPECEDGE_HOME/node, else your user data folder",
-    ),
-]
-
-
-Coordinators = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Multiaddress of a coordinator, as it prints it at start:"
-        " /ip4/203.0.113.5/tcp/4011/p2p/12D3Koo... May be given more than once.",
-        metavar="MULTIADDR",
-    ),
-]
-Bootstrap = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Any peer of the network; coordinators are found through it.",
-        metavar="MULTIADDR",
-    ),
-]
-DraftModels = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Name on the model hub, or a folder. 'auto', the default, takes what the coordinator"
-        " suggests. Its tokenizer must be the target's. Of several the one that is worth most"
-        " here is taken.",
-        metavar="NAME|PATH|auto",
-    ),
-]
-Threads = Annotated[
-    int,
-    typer.Option(
-        help="CPU threads of the draft model. One per process is best on small machines.",
-        metavar="N",
-        default_factory=lambda: default_threads(os.cpu_count()),
-        show_default="1, or half the cores from 5 on",
-    ),
-]
-Arithmetic = Annotated[Dtype, typer.Option(help="Arithmetic; auto is float32, on a GPU bfloat16.")]
-Weights = Annotated[
-    Quantize, typer.Option(help="Weights of the draft model in 8 or 4 bits; needs torchao.")
-]
-Device = Annotated[str, typer.Option(help="Where the model runs: auto, cpu, cuda, cuda:1.")]
-LinkDelay = Annotated[
-    float,
-    typer.Option(help="For measuring: adds this round trip to the link, half each way."),
-]
-
 
 @app.callback(invoke_without_command=True)
 def root(
@@ -116,24 +54,17 @@ def root(
 
 
 @app.command()
+@takes_draft_options
 def join(
+    options: DraftOptions,
     *,
-    home: Home,
-    coordinator: Coordinators = None,
-    bootstrap: Bootstrap = None,
-    draft_model: DraftModels = None,
     max_sessions: Annotated[
         int, typer.Option(help="Most requests to draft for at once.", metavar="N")
     ] = 16,
-    threads: Threads,
-    dtype: Arithmetic = "auto",
-    quantize: Weights = "none",
-    device: Device = "auto",
     priority: Annotated[
         Priority,
         typer.Option(help="low: everything else on this machine goes first. normal: share evenly."),
     ] = "low",
-    link_delay_ms: LinkDelay = 0.0,
     link_jitter_ms: Annotated[float, typer.Option(hidden=True)] = 0.0,
     link_loss: Annotated[float, typer.Option(hidden=True)] = 0.0,
     link_churn_s: Annotated[float, typer.Option(hidden=True)] = 0.0,
@@ -142,7 +73,6 @@ def join(
     stretch: Annotated[float, typer.Option(hidden=True)] = 1.0,
     report: Annotated[Path | None, typer.Option(hidden=True)] = None,
     drafting: Annotated[Drafting, typer.Option(hidden=True)] = "honest",
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
 ) -> None:
     """Join the network and draft until Ctrl-C.
 
@@ -151,15 +81,13 @@ def join(
     Ctrl-C says goodbye first. SIGUSR1 pauses and resumes.
     """
     console = Console(stderr=True)
-    _log_to(console, verbose=verbose)
+    _log_to(console, verbose=options.verbose)
     if priority == "low":
         yield_to_others()
-    with _one_line_failures(interrupted=0):
+    with _one_line_failures(interrupted=0), _cursor_back(console):
         settings = replace(
-            _settings(home, coordinator, bootstrap, draft_model, threads, dtype, device),
+            options.settings(),
             max_sessions=max_sessions,
-            quantize=quantize,
-            link_delay_s=link_delay_ms / 1000,
             link_jitter_s=link_jitter_ms / 1000,
             link_loss=link_loss,
             link_churn_s=link_churn_s,
@@ -173,36 +101,25 @@ def join(
 
 
 @app.command()
-def profile(
-    *,
-    home: Home,
-    coordinator: Coordinators = None,
-    bootstrap: Bootstrap = None,
-    draft_model: DraftModels = None,
-    threads: Threads,
-    dtype: Arithmetic = "auto",
-    quantize: Weights = "none",
-    device: Device = "auto",
-    link_delay_ms: LinkDelay = 0.0,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
-) -> None:
+@takes_draft_options
+def profile(options: DraftOptions) -> None:
     """Measure draft models here and show which is worth most to a coordinator, and why.
 
     The coordinator gives a short sample of its target's tokens; every draft model named, or else
     every one that the coordinator suggests, is timed and is tried on it. `join` uses what was
     measured for as long as model, machine and software are the same.
     """
-    _log_to(Console(stderr=True), verbose=verbose)
-    with _one_line_failures(interrupted=130):
-        settings = _settings(home, coordinator, bootstrap, draft_model, threads, dtype, device)
-        settings = replace(settings, quantize=quantize, link_delay_s=link_delay_ms / 1000)
-        trio.run(run_profile, settings, Console())
+    console = Console()
+    _log_to(Console(stderr=True), verbose=options.verbose)
+    with _one_line_failures(interrupted=130), _cursor_back(console):
+        trio.run(run_profile, options.settings(), console)
 
 
 @identity_app.command("show")
 def identity_show(*, home: Home) -> None:
     """Print your peer id; makes a key where there is none yet."""
-    print(_identity(home).peer_id)
+    with _one_line_failures(interrupted=130):
+        print(Identity.load_or_create(home / "identity.pem").peer_id)
 
 
 @receipts_app.command("list")
@@ -210,27 +127,26 @@ def receipts_list(
     *, home: Home, limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20
 ) -> None:
     """Print the newest receipts and what each coordinator owes you in all."""
-    book = _book(home)
-    for body in book.list(limit):
+    with _book(home) as book:
+        bodies, totals = book.list(limit), book.totals()
+    for body in bodies:
         at = datetime.fromtimestamp(body.issued_at_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
         print(
             f"{at}  {body.coordinator}  #{body.sequence}  {body.num_accepted} tokens"
             f"  {body.micro_credits / 1e6:g} credits"
         )
-    for total in book.totals():
+    for total in totals:
         print(
             f"{total.coordinator}: {total.num_receipts} receipts, {total.num_accepted} tokens,"
             f" {total.micro_credits / 1e6:g} credits"
         )
-    book.close()
 
 
 @receipts_app.command("audit")
 def receipts_audit(*, home: Home) -> None:
     """Check every signature and the whole chain of receipts again; exit code 1 if one is bad."""
-    book = _book(home)
-    findings, totals = book.audit(), book.totals()
-    book.close()
+    with _book(home) as book:
+        findings, totals = book.audit(), book.totals()
     for finding in findings:
         print(f"{finding.coordinator} #{finding.sequence}: {finding.problem}", file=sys.stderr)
     if findings:
@@ -239,29 +155,21 @@ def receipts_audit(*, home: Home) -> None:
 
 
 def main() -> None:
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if threading.active_count() > 1 and isinstance(end.code, int):
+            _end_without_threads(end.code)
+        raise
 
 
-def _settings(
-    home: Path,
-    coordinators: list[str] | None,
-    bootstrap: list[str] | None,
-    draft_models: list[str] | None,
-    threads: int,
-    dtype: Dtype,
-    device: str,
-) -> NodeSettings:
-    """What `join` and `profile` have in common. Raises SettingsError."""
-    limit_threads(threads)
-    return NodeSettings(
-        home=home,
-        coordinators=tuple(coordinators or ()),
-        bootstrap=tuple(bootstrap or ()),
-        draft_models=tuple(draft_models or (AUTO,)),
-        threads=threads,
-        dtype=dtype,
-        device=device,
-    )
+def _end_without_threads(code: int) -> NoReturn:
+    """End now. Python would wait for a download that was left, and trip over torch's threads."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody reads it any more
+            stream.flush()
+    os._exit(code)
 
 
 @contextmanager
@@ -270,22 +178,27 @@ def _one_line_failures(interrupted: int) -> Iterator[None]:
     try:
         with outside_groups():
             yield
-    except EXPECTED_FAILURES as error:
+    except ClearError as error:
         _fail(str(error))
     except KeyboardInterrupt:  # before or after the signal receiver, in whatever nursery
         raise typer.Exit(interrupted) from None
 
 
-def _identity(home: Path) -> Identity:
+@contextmanager
+def _cursor_back(console: Console) -> Iterator[None]:
+    """The bar of a download hides the cursor, and does not come to its end when it is left."""
     try:
-        return Identity.load_or_create(home / "identity.pem")
-    except IdentityError as error:
-        _fail(str(error))
+        yield
+    finally:
+        console.show_cursor()
 
 
-def _book(home: Path) -> ReceiptBook:
-    identity = _identity(home)
-    return ReceiptBook(home / "receipts.sqlite3", identity.peer_id)
+@contextmanager
+def _book(home: Path) -> Iterator[ReceiptBook]:
+    with _one_line_failures(interrupted=130):
+        identity = Identity.load_or_create(home / "identity.pem")
+        with closing(ReceiptBook(home / "receipts.sqlite3", identity.peer_id)) as book:
+            yield book
 
 
 def _log_to(console: Console, *, verbose: bool) -> None:

@@ -102,10 +102,6 @@ class DraftCache:
         self._replace_tail(kept)
         return compaction
 
-    def drop_tail(self) -> Compaction:
-        self._replace_tail([])
-        return Compaction((), ())
-
     def _below(self, root: int) -> list[Growth]:
         alive = {root}
         kept = []

@@ -84,8 +84,12 @@ def limit_threads(threads: int, environ: MutableMapping[str, str] = os.environ) 
 
 
 def has_cuda_device(root: Path = Path("/")) -> bool:
-    """Whether the machine shows an NVIDIA device; asked without torch, which takes seconds."""
-    return (root / "dev" / "nvidia0").exists()
+    """Whether the machine seems to have an NVIDIA device; torch knows, but takes seconds to ask.
+
+    WSL2 shows no device, only the driver that Windows lends it.
+    """
+    has_device = any((root / "dev").glob("nvidia[0-9]*"))
+    return has_device or (root / "usr" / "lib" / "wsl" / "lib" / "libcuda.so.1").exists()
 
 
 def benchmark(

@@ -17,7 +17,8 @@ import trio
 from node.desk import Desk
 from node.drafter import LevelDone, Shed
 from node.link import Outbox, OutboxFull
-from node.receipts import ReceiptBook, ReceiptGap
+from node.receipts import BookError, ReceiptBook, ReceiptGap
+from specedge_p2p.errors import ClearError
 from specedge_p2p.identity.receipt import ReceiptError
 from specedge_p2p.overlay.ports import Link, LinkClosed
 from specedge_p2p.wire.errors import IllegalSend, ProtocolError
@@ -51,9 +52,11 @@ _MAX_WAITING_RECEIPTS = 256
 _PROPOSALS_PER_FRAME = 16
 _MISSING_HEARTBEATS = 3
 _LEAVE_S = 0.8
+_ASK_AGAIN_S = 60.0
+"""Before receipts that are still missing are asked for once more."""
 
 
-class Refused(Exception):
+class Refused(ClearError):
     """The coordinator does not want this node; the text says why."""
 
     def __init__(self, code: str, text: str) -> None:
@@ -115,7 +118,7 @@ class LinkLife:
         self._waiting_receipts, self._receipts_in = trio.open_memory_channel[bytes](
             _MAX_WAITING_RECEIPTS
         )
-        self._asked_after = -1
+        self._asked_after, self._asked_at_s = -1, 0.0
         self._is_held_back = False  # gains wait in the trees for room in the outbox
         self._end = LinkEnd.CLOSED
         self._scope = trio.CancelScope()
@@ -221,9 +224,12 @@ class LinkLife:
 
     async def _keep_receipts(self) -> None:
         book, coordinator = self._shared.receipts, self._link.peer_id
-        last = await self._shared.io(lambda: book.last_sequence(coordinator))
-        assert isinstance(last, int)  # noqa: S101 - narrows a generic call
-        self._say(ReceiptRequest(last))
+        try:
+            last = await self._shared.io(lambda: book.last_sequence(coordinator))
+            assert isinstance(last, int)  # noqa: S101 - narrows a generic call
+            self._say(ReceiptRequest(last))
+        except BookError as error:
+            log.error("no receipts are asked for: %s", error)
         async for envelope in self._receipts_in:
             await self._keep_receipt(envelope)
 
@@ -234,9 +240,13 @@ class LinkLife:
         except ReceiptError as error:
             shared.counters.num_bad_receipts += 1
             log.error("A BAD RECEIPT from %s was not kept: %s", coordinator, error)
+        except BookError as error:
+            log.error("a receipt from %s was not kept: %s", coordinator, error)
         except ReceiptGap as gap:
-            if gap.last_sequence != self._asked_after:  # once per gap
-                self._asked_after = gap.last_sequence
+            now_s = trio.current_time()
+            is_new = gap.last_sequence != self._asked_after
+            if is_new or now_s >= self._asked_at_s + _ASK_AGAIN_S:
+                self._asked_after, self._asked_at_s = gap.last_sequence, now_s
                 self._say(ReceiptRequest(gap.last_sequence))
         else:
             shared.counters.num_receipts += body is not None

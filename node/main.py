@@ -15,38 +15,30 @@ from rich.text import Text
 from node.emulation import EmulatedDrafts
 from node.governor import Governor
 from node.join import Draft, JoinLoop, JoinPorts
-from node.link_life import Refused
 from node.models import machine_text, prepare_draft
 from node.profile import DraftChooser, ProfileFile
 from node.profiling import run_blocking
 from node.receipts import ReceiptBook
 from node.report import write_report
-from node.selection import NoFit
 from node.settings import NodeSettings, SettingsError, software_version
 from node.status import Snapshot, status_line
 from node.worker import WorkerStats
+from specedge_p2p.errors import ClearError
 from specedge_p2p.garbage import look_for_cycles_rarely
 from specedge_p2p.identity.home import only_process
-from specedge_p2p.identity.keys import Identity, IdentityError
-from specedge_p2p.lm.emulated import ProfileError
-from specedge_p2p.lm.ports import ModelError
+from specedge_p2p.identity.keys import Identity
 from specedge_p2p.overlay.discovery import (
     FoundCoordinator,
     KnownCoordinators,
     find_coordinators,
 )
 from specedge_p2p.overlay.libp2p_host import open_overlay
-from specedge_p2p.overlay.ports import Overlay, OverlayError
+from specedge_p2p.overlay.ports import Overlay
 
 log = logging.getLogger(__name__)
 
 LEAVE_S = 1.5
 """Time for farewell and flush; after that the node goes without them."""
-EXPECTED_FAILURES = (
-    *(SettingsError, IdentityError, ModelError, ProfileError),
-    *(OverlayError, Refused, NoFit),
-)
-"""What a person can put right; each has one line that says how."""
 Show = Callable[[str], None]
 _STATUS_S = 0.5
 _LOG_EVERY_S = 10.0
@@ -55,7 +47,7 @@ _LOG_EVERY_S = 10.0
 async def run_node(settings: NodeSettings, console: Console) -> None:
     """Join and draft until SIGINT or SIGTERM.
 
-    Raises EXPECTED_FAILURES, each with one line that says what to do.
+    Raises ClearError, with one line that says what to do.
     """
     emulated = EmulatedDrafts(settings.emulate, settings.stretch)
     with ExitStack() as stack:
@@ -115,7 +107,7 @@ class _Node:
             nursery.start_soon(self._show_status)
             try:
                 await self._loop.run()
-            except EXPECTED_FAILURES as error:
+            except ClearError as error:
                 failure = error
             finally:
                 self._report()

@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from importlib.metadata import version
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -40,13 +40,12 @@ def prepare_draft(
     from specedge_p2p.lm.loader import load_model
     from specedge_p2p.lm.text import Tokenizer
 
-    where, dtype = _device_and_dtype(settings)
     with _download_bar(console) as report:
         tokenizer = Tokenizer.load(name, progress=report)
         loaded = load_model(
             name,
-            dtype=dtype,
-            device=where,
+            dtype=settings.dtype,
+            device=settings.device,
             quantize=settings.quantize,
             threads=settings.threads,
             progress=report,
@@ -61,9 +60,14 @@ def prepare_draft(
 
 
 def machine_text(settings: NodeSettings) -> str:
-    """What a measurement holds for: device, arithmetic, threads, emulation and software."""
-    where, dtype = _device_and_dtype(settings)
+    """What a measurement holds for: device, arithmetic, threads, emulation and software.
+
+    Which device "auto" stands for is a guess here, and settled by torch when it loads a model;
+    its version says whether it was built for a GPU.
+    """
+    where, dtype = _likely_device_and_dtype(settings)
     parts = [platform.node(), where, dtype, f"{settings.threads} threads", software_version()]
+    parts.append(f"torch {version('torch')}")
     if settings.quantize != "none":
         parts.append(f"{settings.quantize} weights")
     if settings.emulate:
@@ -71,9 +75,7 @@ def machine_text(settings: NodeSettings) -> str:
     return ", ".join(parts)
 
 
-def _device_and_dtype(
-    settings: NodeSettings,
-) -> tuple[str, Literal["float32", "bfloat16", "float64"]]:
+def _likely_device_and_dtype(settings: NodeSettings) -> tuple[str, str]:
     where = settings.device
     if where == AUTO:
         where = "cuda" if has_cuda_device() else "cpu"

@@ -4,13 +4,16 @@ A receipt is kept only if its signature is the coordinator's, it is made out to 
 continues the chain. So whatever is in the book can be shown to anybody.
 """
 
+import logging
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from typing import Final
 
+from specedge_p2p.errors import ClearError
 from specedge_p2p.identity.receipt import (
     FIRST_PREVIOUS,
     ReceiptBody,
@@ -20,6 +23,8 @@ from specedge_p2p.identity.receipt import (
     receipt_hash,
 )
 from specedge_p2p.names import PeerId
+
+log = logging.getLogger(__name__)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS receipts (
@@ -33,6 +38,22 @@ CREATE TABLE IF NOT EXISTS receipts (
     PRIMARY KEY (coordinator, sequence)
 ) STRICT
 """
+
+_START_ANEW: Final = "move it away, and coordinators are asked for their receipts again"
+_WHAT_TO_DO: Final = {
+    sqlite3.SQLITE_FULL: "make room on its disk",
+    sqlite3.SQLITE_BUSY: "another program holds it",
+    sqlite3.SQLITE_READONLY: "see who may write it",
+    sqlite3.SQLITE_CANTOPEN: "see who may write it",
+    sqlite3.SQLITE_CORRUPT: _START_ANEW,
+    sqlite3.SQLITE_NOTADB: _START_ANEW,
+}
+_PRIMARY: Final = 0xFF
+"""The bits of SQLite's error code that say what is wrong; the others say where."""
+
+
+class BookError(ClearError):
+    """The book's file cannot be read or written: a full disk, say, or it is not a book."""
 
 
 class ReceiptGap(Exception):
@@ -66,15 +87,19 @@ class ReceiptBook:
     """The book of one node. Methods block for a disk write; safe to call from several threads."""
 
     def __init__(self, path: Path | None, node: PeerId) -> None:
-        """`path` None keeps the book in memory."""
+        """`path` None keeps the book in memory. Raises BookError, as every method does."""
         self._node = node
+        self._name = ":memory:" if path is None else str(path)
         self._lock = Lock()
-        self._db = sqlite3.connect(
-            ":memory:" if path is None else path, check_same_thread=False, isolation_level=None
-        )
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.execute(_SCHEMA)
+        with _clear(self._name):
+            self._db = sqlite3.connect(self._name, check_same_thread=False, isolation_level=None)
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = FULL")
+                self._db.execute(_SCHEMA)
+            except sqlite3.DatabaseError:
+                self._db.close()
+                raise
 
     def close(self) -> None:
         self._db.close()
@@ -120,21 +145,37 @@ class ReceiptBook:
         return body
 
     def list(self, limit: int = 100) -> tuple[ReceiptBody, ...]:
-        """The newest receipts first."""
+        """The newest receipts first; one that is no receipt any more costs a warning."""
         with self._locked() as db:
             rows = db.execute(
-                "SELECT envelope FROM receipts ORDER BY issued_at_s DESC, sequence DESC LIMIT ?",
+                "SELECT coordinator, sequence, envelope FROM receipts"
+                " ORDER BY issued_at_s DESC, sequence DESC LIMIT ?",
                 (limit,),
             ).fetchall()
-        return tuple(read_body(envelope) for (envelope,) in rows)
+        bodies = []
+        for coordinator, sequence, envelope in rows:
+            try:
+                bodies.append(read_body(envelope))
+            except ReceiptError as error:
+                log.warning("receipt %d of %s cannot be shown: %s", sequence, coordinator, error)
+        return tuple(bodies)
 
     def totals(self) -> tuple[CoordinatorTotal, ...]:
+        """Added up here: SQLite's own sum fails where a coordinator signs absurd figures."""
+        totals: dict[str, CoordinatorTotal] = {}
         with self._locked() as db:
             rows = db.execute(
-                "SELECT coordinator, count(*), sum(num_accepted), sum(micro_credits)"
-                " FROM receipts GROUP BY coordinator ORDER BY coordinator"
-            ).fetchall()
-        return tuple(CoordinatorTotal(PeerId(row[0]), *row[1:]) for row in rows)
+                "SELECT coordinator, num_accepted, micro_credits FROM receipts ORDER BY coordinator"
+            )
+            for coordinator, num_accepted, micro_credits in rows:
+                before = totals.get(coordinator, CoordinatorTotal(PeerId(coordinator), 0, 0, 0))
+                totals[coordinator] = CoordinatorTotal(
+                    before.coordinator,
+                    before.num_receipts + 1,
+                    before.num_accepted + num_accepted,
+                    before.micro_credits + micro_credits,
+                )
+        return tuple(totals.values())
 
     def audit(self) -> tuple[Finding, ...]:
         """Check every signature, number, link and figure again; empty when all is well."""
@@ -167,8 +208,19 @@ class ReceiptBook:
 
     @contextmanager
     def _locked(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
+        with self._lock, _clear(self._name):
             yield self._db
+
+
+@contextmanager
+def _clear(name: str) -> Iterator[None]:
+    """What SQLite says of the book's file, as a BookError."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", 0) & _PRIMARY
+        advice = f": {_WHAT_TO_DO[code]}" if code in _WHAT_TO_DO else ""
+        raise BookError(f"the receipts in {name} cannot be used ({error}){advice}") from error
 
 
 def _last(db: sqlite3.Connection, coordinator: PeerId) -> int:

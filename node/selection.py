@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from node.settings import AUTO
+from specedge_p2p.errors import ClearError
 from specedge_p2p.identity.record import CoordinatorRecord
 from specedge_p2p.overlay.discovery import FoundCoordinator, peer_of
 
@@ -10,7 +11,7 @@ MAX_SUGGESTIONS = 3
 """Of a coordinator: each may have to be downloaded before it can be measured."""
 
 
-class NoFit(Exception):
+class NoFit(ClearError):
     """No coordinator that was found can use this node; the text says why."""
 
 

@@ -12,6 +12,7 @@ from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
 from node.slow_link import LinkConditions
+from specedge_p2p.errors import ClearError
 from specedge_p2p.identity.keys import parse_peer_id
 from specedge_p2p.lm.quantization import Quantize
 
@@ -23,7 +24,7 @@ MAX_SESSIONS = 64
 MAX_DRAFT_MODELS = 8
 
 
-class SettingsError(Exception):
+class SettingsError(ClearError):
     """A setting cannot be used; the text is one line that says which and why."""
 
 

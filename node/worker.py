@@ -120,10 +120,6 @@ class Worker:
         """Say goodbye on the current link, flush, and end it."""
         self._leaving.set()
 
-    @property
-    def is_leaving(self) -> bool:
-        return self._leaving.is_set()
-
     def set_capacity(self, max_sessions: int) -> None:
         """From now on take at most this many sessions; 0 pauses new ones."""
         self._capacity = min(max_sessions, self._settings.max_sessions)
@@ -137,9 +133,12 @@ class Worker:
         """
         life = LinkLife(self._shared, link)
         try:
-            welcome = await life.shake_hands(self.hello())
+            hello = self.hello()
+            welcome = await life.shake_hands(hello)
             self.num_welcomes += 1
             self._link = life
+            if self._capacity != hello.max_sessions:  # changed while hands were shaken
+                life.tell_capacity(self._capacity)
             return await life.run(welcome)
         except LinkClosed:
             return LinkEnd.CLOSED

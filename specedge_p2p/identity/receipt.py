@@ -19,6 +19,8 @@ FIRST_PREVIOUS: Final = bytes(32)
 
 _Text = Annotated[str, msgspec.Meta(max_length=128)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+_Date = Annotated[float, msgspec.Meta(ge=0, lt=2**33)]
+"""Seconds since 1970 up to the year 2242: what every calendar takes. NaN is not among them."""
 _Hash = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 
 
@@ -40,7 +42,7 @@ class ReceiptBody(
     num_accepted: _Count
     num_credited: _Count
     micro_credits: _Count
-    issued_at_s: float
+    issued_at_s: _Date
 
 
 _decoder = msgspec.msgpack.Decoder(ReceiptBody)

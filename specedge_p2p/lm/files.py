@@ -62,8 +62,11 @@ def _download(name: str, patterns: tuple[str, ...], progress: Progress | None) -
     )
 
     try:
-        # A model that is here already needs no network.
-        at_hand = Path(snapshot_download(name, local_files_only=True))
+        # A model that is here already needs no network. Here are the files that were asked for
+        # when it came: without the patterns the hub's client would miss the others.
+        at_hand = Path(
+            snapshot_download(name, allow_patterns=list(patterns), local_files_only=True)
+        )
         if _is_complete(at_hand, patterns):
             return at_hand
     except LocalEntryNotFoundError:

@@ -1,3 +1,4 @@
+from math import inf, nan
 from typing import Any
 
 import msgspec
@@ -89,7 +90,10 @@ def test_receipt_signed_by_another_than_it_says_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"num_accepted": -1}, {"segment": -1}, {"previous": b"short"}, {"session_id": "s" * 200}],
+    [
+        *({"num_accepted": -1}, {"segment": -1}, {"previous": b"short"}, {"session_id": "s" * 200}),
+        *({"issued_at_s": at_s} for at_s in (nan, inf, -inf, 1e20, 2.0**33, -1.0)),
+    ],
 )
 def test_receipt_beyond_its_limits_is_neither_issued_nor_taken(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="not a valid receipt"):

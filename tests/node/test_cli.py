@@ -28,7 +28,8 @@ def assert_one_clear_line(result: Result, *words: str) -> None:
     ("arguments", "words"),
     [
         (["--help"], ["join", "receipts", "identity"]),
-        (["join", "--help"], ["--coordinator", "--draft-model", "Ctrl-C"]),
+        (["join", "--help"], ["--coordinator", "--draft-model", "--max-sessions", "Ctrl-C"]),
+        (["profile", "--help"], ["--coordinator", "--draft-model", "--link-delay-ms"]),
         (["identity", "--help"], ["show"]),
         (["receipts", "--help"], ["list", "audit"]),
     ],
@@ -96,6 +97,24 @@ def test_a_figure_out_of_range_is_one_clear_line(
     tmp_path: Path, option: str, value: str, word: str
 ) -> None:
     assert_one_clear_line(run("join", "--home", str(tmp_path), option, value), word)
+
+
+@pytest.mark.parametrize("command", [("receipts", "list"), ("receipts", "audit"), ("join",)])
+def test_a_book_that_is_none_is_one_clear_line(tmp_path: Path, command: tuple[str, ...]) -> None:
+    (tmp_path / "receipts.sqlite3").write_bytes(b"garbage " * 1024)
+    assert_one_clear_line(run(*command, "--home", str(tmp_path)), "move it away")
+
+
+def test_absurd_receipts_are_listed(tmp_path: Path) -> None:
+    identity, coordinator = Identity.load_or_create(tmp_path / "identity.pem"), Identity.generate()
+    book = ReceiptBook(tmp_path / "receipts.sqlite3", identity.peer_id)
+    most = 2**62 // 1_000_000
+    for envelope in receipt_chain(coordinator, identity.peer_id, 3, num_accepted=most):
+        book.add(coordinator.peer_id, envelope)
+    book.close()
+    listed = run("receipts", "list", "--home", str(tmp_path))
+    assert listed.exit_code == 0
+    assert f"3 receipts, {3 * most} tokens" in listed.stdout
 
 
 def test_receipts_are_listed_and_audited(tmp_path: Path) -> None:

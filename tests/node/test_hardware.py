@@ -49,7 +49,16 @@ def test_the_home_follows_the_environment(tmp_path: Path) -> None:
 def test_a_gpu_is_seen_by_its_device_file(tmp_path: Path) -> None:
     assert not has_cuda_device(tmp_path)
     (tmp_path / "dev").mkdir()
-    (tmp_path / "dev" / "nvidia0").touch()
+    (tmp_path / "dev" / "nvidiactl").touch()
+    assert not has_cuda_device(tmp_path)
+    (tmp_path / "dev" / "nvidia1").touch()
+    assert has_cuda_device(tmp_path)
+
+
+def test_a_gpu_of_windows_is_seen_by_its_driver(tmp_path: Path) -> None:
+    driver = tmp_path / "usr" / "lib" / "wsl" / "lib" / "libcuda.so.1"
+    driver.parent.mkdir(parents=True)
+    driver.touch()
     assert has_cuda_device(tmp_path)
 
 

@@ -10,16 +10,23 @@ import time
 from pathlib import Path
 
 import pytest
+import trio
 
 from specedge_p2p.identity.keys import Identity
+from specedge_p2p.identity.record import CoordinatorRecord, seal_record
+from specedge_p2p.overlay.discovery import serve_record
+from specedge_p2p.overlay.libp2p_host import open_overlay
+from tests.support.slow_hub import slow_hub
 
 
-def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(
+    home: Path, *arguments: str, command: str = "join", **environ: str
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "node.cli", "join", "--home", str(home), *arguments],
+        [sys.executable, "-m", "node.cli", command, "--home", str(home), *arguments],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environ},
         start_new_session=True,
     )
 
@@ -62,6 +69,57 @@ def test_a_signal_ends_it_cleanly_and_soon(tmp_path: Path, number: int) -> None:
     assert process.returncode == 0, rest
     assert "Traceback" not in said + rest
     assert (tmp_path / "identity.pem").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(("command", "code"), [("join", 0), ("profile", 130)])
+def test_a_signal_ends_it_in_a_download(tmp_path: Path, command: str, code: int) -> None:
+    with slow_hub() as hub:
+        process = start(
+            tmp_path / "home",
+            *("--coordinator", NOBODY, "--draft-model", "some/model"),
+            command=command,
+            HF_ENDPOINT=hub.url,
+            HF_HOME=str(tmp_path / "hub"),
+        )
+        try:
+            assert hub.is_asked.wait(60)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=20)  # the download would last for years
+        finally:
+            process.kill()
+            process.wait()
+    assert process.returncode == code, said
+    assert "loading the draft model some/model" in said
+    assert "Traceback" not in said
+
+
+async def test_profile_of_a_coordinator_without_a_suggestion_is_one_clear_line(
+    tmp_path: Path,
+) -> None:
+    identity = Identity.generate()
+    command = (sys.executable, "-m", "node.cli", "profile")
+    async with open_overlay(
+        identity, listen=["/ip4/127.0.0.1/tcp/0"], bootstrap=(), dht="server"
+    ) as overlay:
+        record = CoordinatorRecord(
+            peer_id=identity.peer_id,
+            addresses=overlay.addresses,
+            target_models=("big",),
+            tokenizer_fingerprints=(),
+            draft_models=(),
+            load=0.0,
+            sequence=1,
+            expires_at_s=time.time() + 300,
+        )
+        async with serve_record(overlay, lambda: seal_record(identity, record)):
+            done = await trio.run_process(
+                [*command, "--home", str(tmp_path), "--coordinator", overlay.addresses[0]],
+                capture_stderr=True,
+                check=False,
+            )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.decode().strip().splitlines()
+    assert "the coordinator suggests no draft model" in line
 
 
 def test_one_home_serves_one_node(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Draft models measured on a target's own tokens, and the choice kept between runs."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from node.acceptance import first_guess_acceptance
 from node.hardware import Benchmark, LevelTime
 from node.join import Draft
 from node.profile import MAX_FILE_BYTES, DraftChooser, ProfileFile
+from node.profiling import run_blocking
 from node.selection import NoFit
 from specedge_p2p.identity.keys import Identity
 from specedge_p2p.identity.record import CoordinatorRecord
@@ -191,3 +193,20 @@ async def test_a_disk_that_fails_costs_the_memory_alone(
     (tmp_path / "file").write_text("not a folder")
     world = World(tmp_path / "file" / "profile.json", sample())
     assert (await world.pick("good", "poor")).name == "good"
+
+
+async def test_who_leaves_does_not_wait_for_a_measurement() -> None:
+    has_begun, may_end, has_ended = (threading.Event() for _ in range(3))
+
+    def measure() -> float:
+        has_begun.set()
+        may_end.wait(20)
+        has_ended.set()
+        return 1.0
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_blocking, measure)
+        await trio.to_thread.run_sync(has_begun.wait)
+        nursery.cancel_scope.cancel()
+    assert not has_ended.is_set()
+    may_end.set()

@@ -1,14 +1,17 @@
 """The book of receipts: nothing forged gets in, nothing in it changes unseen."""
 
+import logging
 import sqlite3
+from math import inf, nan
 from pathlib import Path
 
 import pytest
 
-from node.receipts import ReceiptBook, ReceiptGap
+from node.receipts import BookError, ReceiptBook, ReceiptGap
 from specedge_p2p.identity.keys import Identity
 from specedge_p2p.identity.receipt import ReceiptError
-from tests.support.receipt_chain import receipt_chain
+from tests.support.full_book import fill_disk, free_disk
+from tests.support.receipt_chain import dated_receipt, receipt_chain
 
 NODE, COORDINATOR, OTHER = Identity.generate(), Identity.generate(), Identity.generate()
 
@@ -85,3 +88,86 @@ def test_law5_receipt_book_that_was_tampered_with_fails_the_audit(tmp_path: Path
     raw.close()
     assert [f.sequence for f in book.audit()] == [3]
     book.close()
+
+
+@pytest.mark.parametrize("issued_at_s", [nan, inf, 1e20, -1.0])
+def test_law4_receipt_of_an_impossible_date_is_one_receipt_error(
+    book: ReceiptBook, issued_at_s: float
+) -> None:
+    with pytest.raises(ReceiptError):
+        book.add(COORDINATOR.peer_id, dated_receipt(COORDINATOR, NODE.peer_id, issued_at_s))
+    assert book.list() == ()
+    book.close()
+
+
+def test_what_is_no_receipt_any_more_hides_no_other(
+    book: ReceiptBook, caplog: pytest.LogCaptureFixture
+) -> None:
+    (good,) = receipt_chain(COORDINATOR, NODE.peer_id, 1)
+    book.add(COORDINATOR.peer_id, good)
+    bad = dated_receipt(OTHER, NODE.peer_id, inf)
+    book._db.execute(
+        "INSERT INTO receipts VALUES (?, 1, ?, 's', 5, 5, ?)", (OTHER.peer_id, bad, inf)
+    )
+    with caplog.at_level(logging.WARNING):
+        assert [body.coordinator for body in book.list()] == [COORDINATOR.peer_id]
+    assert f"receipt 1 of {OTHER.peer_id} cannot be shown" in caplog.text
+    assert [finding.coordinator for finding in book.audit()] == [OTHER.peer_id]
+    book.close()
+
+
+def test_absurd_figures_are_added_up(book: ReceiptBook) -> None:
+    most = 2**62 // 1_000_000
+    for envelope in receipt_chain(COORDINATOR, NODE.peer_id, 3, num_accepted=most):
+        book.add(COORDINATOR.peer_id, envelope)
+    (total,) = book.totals()
+    assert (total.num_accepted, total.micro_credits) == (3 * most, 3 * most * 1_000_000)
+    assert total.micro_credits > 2**63
+    book.close()
+
+
+def add_all(book: ReceiptBook, chain: list[bytes]) -> None:
+    for envelope in chain:
+        book.add(COORDINATOR.peer_id, envelope)
+
+
+def test_a_full_disk_is_a_clear_error_and_costs_no_receipt(book: ReceiptBook) -> None:
+    chain = receipt_chain(COORDINATOR, NODE.peer_id, 50)
+    fill_disk(book)
+    with pytest.raises(BookError, match=r"full.*make room on its disk"):
+        add_all(book, chain)
+    assert book.last_sequence(COORDINATOR.peer_id) < 50
+    free_disk(book)
+    add_all(book, chain)
+    assert book.totals()[0].num_receipts == 50
+    assert book.audit() == ()
+    book.close()
+
+
+def test_a_file_that_is_no_book_is_a_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "receipts.sqlite3"
+    path.write_bytes(b"garbage " * 1024)
+    with pytest.raises(BookError, match=f"{path} cannot be used.*move it away"):
+        ReceiptBook(path, NODE.peer_id)
+    with pytest.raises(BookError, match="see who may write it"):
+        ReceiptBook(tmp_path / "no" / "such" / "folder", NODE.peer_id)
+
+
+def test_a_book_with_broken_pages_is_a_clear_error_in_use(tmp_path: Path) -> None:
+    path = tmp_path / "receipts.sqlite3"
+    book = ReceiptBook(path, NODE.peer_id)
+    for envelope in receipt_chain(COORDINATOR, NODE.peer_id, 50):
+        book.add(COORDINATOR.peer_id, envelope)
+    book.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + b"\xa5" * (len(whole) - 4096))
+    broken = ReceiptBook(path, NODE.peer_id)
+    for use in (
+        lambda: broken.last_sequence(COORDINATOR.peer_id),
+        broken.list,
+        broken.totals,
+        broken.audit,
+    ):
+        with pytest.raises(BookError, match="move it away"):
+            use()
+    broken.close()

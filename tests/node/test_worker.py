@@ -26,10 +26,12 @@ from specedge_p2p.wire.messages import (
     Pong,
     Proposal,
     Receipt,
+    ReceiptRequest,
     Release,
     Resume,
     Tune,
 )
+from tests.support.full_book import fill_disk, free_disk
 from tests.support.receipt_chain import receipt_chain
 from tests.support.scripted_coordinator import ScriptedCoordinator
 
@@ -253,6 +255,18 @@ async def test_capacity_is_told(autojump_clock: object) -> None:
     assert "Capacity" in kinds
 
 
+async def test_a_pause_while_hands_are_shaken_is_told(autojump_clock: object) -> None:
+    scene = Scene()
+    scene.coordinator.on_link = lambda: scene.worker.set_capacity(0)  # Welcome is on its way
+    async with scene.open() as address, trio.open_nursery() as nursery:
+        nursery.start_soon(scene.serve, address)
+        await trio.sleep(1)
+        scene.worker.leave()
+    assert [hello.max_sessions for hello in scene.coordinator.hellos] == [8]
+    told = [m.max_sessions for _, m in scene.coordinator.received if isinstance(m, Capacity)]
+    assert told == [0]
+
+
 async def test_a_machine_that_has_become_slower_says_so_once(autojump_clock: object) -> None:
     scene = Scene(step_s=0.05)
     shape, busy = LevelShape(16, 1, 256), LevelShape(128, 8, 2048)
@@ -300,6 +314,48 @@ async def test_law5_receipt_chain_is_kept_and_missing_ones_are_asked_for(
         assert scene.worker.stats.num_receipts == 5
         assert scene.worker.stats.num_bad_receipts == 1
         scene.worker.leave()
+
+
+async def test_law5_receipt_that_a_full_disk_refuses_is_asked_for_again(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = Scene()
+    receipts = receipt_chain(THERE, HERE.peer_id, 40)
+    async with scene.open() as address, trio.open_nursery() as nursery:
+        nursery.start_soon(scene.serve, address)
+        await trio.sleep(1)
+        fill_disk(scene.book)
+        scene.coordinator.receipts = receipts[:-1]
+        scene.coordinator.extra.append(Receipt(receipts[-2]))
+        with caplog.at_level(logging.ERROR):
+            await trio.sleep(30)
+        num_kept = scene.book.last_sequence(THERE.peer_id)
+        assert num_kept < 39
+        assert "make room on its disk" in caplog.text
+        num_asked = scene.coordinator.count(ReceiptRequest)
+        assert num_asked <= 3  # at the start, for the gap, and where that one broke off
+        free_disk(scene.book)
+        await trio.sleep(60)
+        scene.coordinator.receipts = receipts
+        scene.coordinator.extra.append(Receipt(receipts[-1]))
+        await trio.sleep(1)
+        assert scene.book.last_sequence(THERE.peer_id) == 40
+        assert scene.book.audit() == ()
+        scene.worker.leave()
+
+
+async def test_a_book_that_cannot_be_read_stops_no_drafting(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = Scene()
+    generation = scene.coordinator.add(1)
+    scene.book._db.execute("DROP TABLE receipts")
+    scene.coordinator.extra.append(Receipt(receipt_chain(THERE, HERE.peer_id, 1)[0]))
+    with caplog.at_level(logging.ERROR):
+        assert await run_to_the_end(scene) is LinkEnd.LEFT
+    assert generation.is_done
+    assert "no receipts are asked for" in caplog.text
+    assert "was not kept" in caplog.text
 
 
 async def test_law7_bounded_a_stalled_link_does_not_pile_up_frames(autojump_clock: object) -> None:
