@@ -31,7 +31,6 @@ app.add_typer(identity_app, name="identity")
 
 MIN_HOLDOUT_RATE, MAX_HOLDOUT_RATE = 0.005, 0.01
 """Fewer would never tell; more would cost users more than the figure is worth."""
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class Dtype(StrEnum):
@@ -166,6 +165,7 @@ def serve(
     Without any option the demo model is served on http://127.0.0.1:8000/v1, to this machine only.
     """
     with clear_errors():
+        from coordinator.gateway.server import is_loopback
         from coordinator.main import run_coordinator
         from coordinator.settings import CoordinatorSettings, Limits, Lockstep, parse_tree
         from specedge_p2p.lm.emulated import load_profile
@@ -176,7 +176,7 @@ def serve(
             KvMemory.parse(kv_memory)  # a mistake shows before anything is loaded
         if emulate:
             load_profile(emulate).step_cost()  # a mistake shows before anything is loaded
-        if host not in LOOPBACK and not (require_keys or public):
+        if not is_loopback(host) and not (require_keys or public):
             raise ClearError(
                 f"--host {host} can be reached by others: add --require-keys (and make a key with "
                 "`specedge-coordinator keys create`) or --public"

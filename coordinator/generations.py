@@ -17,7 +17,8 @@ from coordinator.rounds import Rounds
 from coordinator.sessions import Session, Sessions
 from coordinator.target_text import StoppedText, TextCodec
 from coordinator.trial import Trial
-from specedge_p2p.lm.ports import ModelError
+from specedge_p2p.lm.chat_template import TemplateRefused
+from specedge_p2p.lm.text_bounds import TextTooLong
 from specedge_p2p.names import SessionId
 from specedge_p2p.noise import noise_key, seed_bytes
 
@@ -56,13 +57,22 @@ class LiveGenerations:
         self._rounds.fail_all(Refused(503, "shutting_down", reason, retry_after_s=1))
 
     def encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self._codec.encode(text))
+        try:
+            return tuple(self._codec.encode(text, self._max_context()))
+        except TextTooLong as error:
+            raise _too_long(error, "prompt") from error
 
     def encode_chat(self, messages: list[dict[str, str]]) -> tuple[int, ...]:
         try:
-            return tuple(self._codec.encode_chat(messages))
-        except ModelError as error:
+            return tuple(self._codec.encode_chat(messages, self._max_context()))
+        except TextTooLong as error:
+            raise _too_long(error, "messages") from error
+        except TemplateRefused as error:
             raise Refused(400, "invalid_messages", str(error), param="messages") from error
+
+    def _max_context(self) -> int | None:
+        card = self._model_card()
+        return None if card is None else card.max_context
 
     @asynccontextmanager
     async def generate(
@@ -111,6 +121,11 @@ async def _events(session: Session) -> AsyncIterator[GenerationEvent]:
             yield event
             if isinstance(event, FinishEvent):
                 return
+
+
+def _too_long(error: TextTooLong, param: str) -> Refused:
+    text = f"the prompt is longer than the context of this model: {error}"
+    return Refused(400, "context_length_exceeded", text, param=param)
 
 
 def _max_tokens(request: GenerationRequest, max_context: int) -> int:

@@ -24,7 +24,7 @@ from coordinator.gateway.server import ServerSettings, serve_gateway
 from coordinator.ledger.sql_ledger import SqlLedger
 from coordinator.metrics import NetworkCollector
 from coordinator.settings import CoordinatorSettings
-from coordinator.store.database import open_database
+from coordinator.store.database import open_database, parse_url, shown
 from coordinator.store.keys import ApiKeys
 from coordinator.store.writer import open_writer
 from dashboard.app import mount_dashboard
@@ -222,7 +222,9 @@ class _Server:
             "dashboard": f"{url}/dashboard",
             "database": self._settings.database_url,
         }
-        for name, value in endpoints.items():
+        # Who started this gave the database's password; logs are read by others too.
+        logged = endpoints | {"database": shown(parse_url(self._settings.database_url))}
+        for name, value in logged.items():
             log.info("%s %s", name, value if isinstance(value, str) else " ".join(value))
         if ready_fd is not None:
             with os.fdopen(ready_fd, "w", encoding="utf-8") as pipe:

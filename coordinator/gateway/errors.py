@@ -43,7 +43,8 @@ def error_response(refused: Refused) -> JSONResponse:
 def from_validation(error: RequestValidationError) -> Refused:
     """The first complaint of the schema as one readable sentence."""
     first = error.errors()[0]
-    path = [str(part) for part in first["loc"] if part != "body"]
+    parts = map(str, first["loc"])
+    path = [part for part in parts if part != "body" and not part.startswith("#")]
     if first["type"] == "json_invalid":
         return Refused(400, "invalid_json", "The request body is not valid JSON.")
     name = ".".join(path)
@@ -53,6 +54,8 @@ def from_validation(error: RequestValidationError) -> Refused:
         code = "unsupported_parameter"
         name = str(first["ctx"]["param"])
         return Refused(400, code, message, param=name)
+    if not name and first["type"] == "value_error":
+        return Refused(400, code, f"{message}.")
     if not name:
         return Refused(400, code, f"The request body must be a JSON object: {message}.")
     return Refused(400, code, f"Invalid '{name}': {message}.", param=name)

@@ -99,11 +99,17 @@ class Generations(Protocol):
         ...
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a plain prompt, with the tokenizer's own special tokens (BOS) in front."""
+        """Token ids of a plain prompt, with the tokenizer's own special tokens (BOS) in front.
+
+        Raises Refused(400), without the work, for a text that no context of this model could hold.
+        """
         ...
 
     def encode_chat(self, messages: list[dict[str, str]]) -> tuple[int, ...]:
-        """Token ids of a chat through the model's template. Raises Refused(400)."""
+        """Token ids of a chat through the model's template.
+
+        Raises Refused(400) as `encode` does, and for messages that the template does not take.
+        """
         ...
 
     def generate(

@@ -1,6 +1,7 @@
 """The routes: who asks, what for, and how the answer is written."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Annotated
 
 import trio
@@ -24,6 +25,7 @@ from coordinator.gateway.shapes import (
     stats_json,
 )
 from coordinator.gateway.sse import ChunkWriter, GenerationStream
+from coordinator.gateway.tokenizing import Tokenizing
 
 _RETRY_WHILE_LOADING_S = 2
 
@@ -43,8 +45,7 @@ class Gateway:
         self.generations, self.metrics, self._stop = generations, metrics, stop
         self.num_nodes = num_nodes
         self._auth, self._limits = auth, limits
-        # Tokenizing a long prompt takes long: it runs in a thread, one prompt at a time.
-        self._tokenizing = trio.CapacityLimiter(1)
+        self._tokenizing = Tokenizing()
 
     async def authenticate(self, request: Request) -> tuple[ApiKey, str]:
         """The key and the name to count its requests under. Raises Refused(401 or 429)."""
@@ -66,21 +67,22 @@ class Gateway:
 
     async def chat(self, request: Request, body: ChatRequest, who: tuple[ApiKey, str]) -> Response:
         card = self._ready_card(body.model)
-        messages = [message.plain() for message in body.messages]
-        prompt_ids = await trio.to_thread.run_sync(
-            self.generations.encode_chat, messages, limiter=self._tokenizing
-        )
-        wanted = self._wanted(body, prompt_ids, card, who[0])
+
+        def encode() -> tuple[int, ...]:
+            return self.generations.encode_chat([message.plain() for message in body.messages])
+
+        wanted = partial(self._wanted, body, encode, card, who)
         return await self._answer(request, body, wanted, ChatShape(card.id, body.wants_usage), who)
 
     async def completion(
         self, request: Request, body: CompletionRequest, who: tuple[ApiKey, str]
     ) -> Response:
         card = self._ready_card(body.model)
-        prompt_ids = await trio.to_thread.run_sync(
-            body.prompt_ids, self.generations.encode, limiter=self._tokenizing
-        )
-        wanted = self._wanted(body, prompt_ids, card, who[0])
+
+        def encode() -> tuple[int, ...]:
+            return body.prompt_ids(self.generations.encode)
+
+        wanted = partial(self._wanted, body, encode, card, who)
         shape = CompletionShape(card.id, body.wants_usage)
         return await self._answer(request, body, wanted, shape, who)
 
@@ -92,19 +94,18 @@ class Gateway:
             raise Refused(503, "not_ready", reason, retry_after_s=_RETRY_WHILE_LOADING_S)
         return self.card(model)
 
-    def _wanted(
+    async def _wanted(
         self,
         body: ChatRequest | CompletionRequest,
-        prompt_ids: tuple[int, ...],
+        encode: Callable[[], tuple[int, ...]],
         card: ModelCard,
-        key: ApiKey,
+        who: tuple[ApiKey, str],
     ) -> GenerationRequest:
+        key, caller = who
+        prompt_ids = await self._tokenizing.run(caller, encode)
         param = "messages" if isinstance(body, ChatRequest) else "prompt"
         if not prompt_ids:
             raise Refused(400, "invalid_value", "The prompt holds no token.", param=param)
-        if max(prompt_ids) >= card.vocab_size:
-            text = f"A token id of the prompt is not below {card.vocab_size}."
-            raise Refused(400, "invalid_value", text, param=param)
         max_tokens = body.token_limit()
         num_wanted = len(prompt_ids) + (max_tokens or 1)
         if num_wanted > card.max_context:
@@ -113,6 +114,9 @@ class Gateway:
                 f"{len(prompt_ids)} and {max_tokens or 1} more were asked for."
             )
             raise Refused(400, "context_length_exceeded", text, param=param)
+        if max(prompt_ids) >= card.vocab_size:
+            text = f"A token id of the prompt is not below {card.vocab_size}."
+            raise Refused(400, "invalid_value", text, param=param)
         return GenerationRequest(
             model=card.id,
             prompt_ids=prompt_ids,
@@ -129,7 +133,7 @@ class Gateway:
         self,
         request: Request,
         body: ChatRequest | CompletionRequest,
-        wanted: GenerationRequest,
+        wanted: Callable[[], Awaitable[GenerationRequest]],
         shape: Shape,
         who: tuple[ApiKey, str],
     ) -> Response:

@@ -76,7 +76,8 @@ class Running:
     generations: Generations
     limits: RequestLimits
     metrics: GatewayMetrics
-    request: GenerationRequest
+    wanted: Callable[[], Awaitable[GenerationRequest]]
+    """Makes the request, which may be work: it is done once the caller's place is taken."""
     caller: str
     """Whose place among the concurrent generations it takes."""
     since: float
@@ -86,7 +87,8 @@ class Running:
     async def open(self) -> AsyncIterator[AsyncIterator[GenerationEvent]]:
         """The generation's events. Raises Refused on entering and while iterating."""
         with self.limits.running(self.caller):
-            async with self.generations.generate(self.request) as events:
+            request = await self.wanted()
+            async with self.generations.generate(request) as events:
                 self.metrics.generation_started()
                 try:
                     yield events

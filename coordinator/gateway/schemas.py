@@ -2,12 +2,22 @@
 
 Unknown fields are ignored as OpenAI's servers do, but a known field that would change the answer
 and is not built here is refused with `unsupported_parameter`: nobody gets a silent half-answer.
+
+Bodies are checked in the event loop, so a body of any content costs little: a list is checked once,
+in the one form that its first item has, and only up to its first wrong item.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from coordinator.gateway.ports import Volunteers
@@ -16,11 +26,55 @@ from specedge_p2p.lm.ports import SamplingParams
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARS = 256
 MAX_MESSAGES = 4096
+MAX_PARTS = 4096
+"""Of all messages together."""
 LEAST_TEMPERATURE = 1e-5
 """What is colder is greedy."""
 
+T = TypeVar("T")
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 TokenId = Annotated[int, Field(ge=0, lt=2**24)]
+Text = Annotated[str, Field(max_length=2**32)]
+"""A constraint that always holds: it makes pydantic look at the characters, and so refuse halves of
+surrogate pairs, which no tokenizer takes."""
+ListOf = Annotated[list[T], Field(fail_fast=True)]
+
+
+def _form(value: object) -> str | None:
+    """Which form a value is checked as. Pydantic would try one after the other, item by item.
+
+    The mark tells forms from fields where an error says what it is about.
+    """
+    if isinstance(value, str):
+        return "#text"
+    return "#list" if isinstance(value, list) else None
+
+
+def _prompt_form(value: object) -> str | None:
+    if isinstance(value, list) and value and isinstance(value[0], str):
+        return "#texts"
+    return _form(value)
+
+
+def _by(form: Callable[[object], str | None]) -> Discriminator:
+    return Discriminator(
+        form,
+        custom_error_type="text_or_list_type",
+        custom_error_message="Input should be a text or a list",
+    )
+
+
+Stop = Annotated[
+    Annotated[StopString, Tag("#text")]
+    | Annotated[ListOf[StopString], Field(max_length=MAX_STOP_STRINGS), Tag("#list")],
+    _by(_form),
+]
+Prompt = Annotated[
+    Annotated[Text, Tag("#text")]
+    | Annotated[ListOf[Text], Tag("#texts")]
+    | Annotated[ListOf[TokenId], Tag("#list")],
+    _by(_prompt_form),
+]
 
 _EMPTY: tuple[object, ...] = (None, [], {})
 _OFF: tuple[object, ...] = (None, 0, False)
@@ -66,7 +120,7 @@ class StreamOptions(_Strict):
 
 class TextPart(_Strict):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 def _unsupported(param: str, text: str) -> PydanticCustomError:
@@ -74,9 +128,14 @@ def _unsupported(param: str, text: str) -> PydanticCustomError:
     return PydanticCustomError("unsupported_parameter", "{text}", {"param": param, "text": text})
 
 
+Content = Annotated[
+    Annotated[Text, Tag("#text")] | Annotated[ListOf[TextPart], Tag("#list")], _by(_form)
+]
+
+
 class Message(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] | None = None
+    content: Content | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -87,9 +146,12 @@ class Message(_Strict):
             raise _unsupported("messages", "Tool calls in messages are not supported.")
         content = data.get("content")
         for part in content if isinstance(content, list) else ():
-            if isinstance(part, dict) and part.get("type", "text") != "text":
-                kind = str(part["type"])[:40]
-                raise _unsupported("messages", f"Message parts of type '{kind}' are not supported.")
+            if not isinstance(part, dict):
+                break  # refused as no part at all
+            kind = part.get("type", "text")
+            if isinstance(kind, str) and kind != "text":
+                text = f"Message parts of type '{kind[:40]}' are not supported."
+                raise _unsupported("messages", text)
         return data
 
     @model_validator(mode="after")
@@ -118,7 +180,7 @@ class _GenerationFields(_Strict):
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     """The same seed, prompt and parameters give the same text. None: a fresh one."""
-    stop: StopString | list[StopString] | None = None
+    stop: Stop | None = None
     ignore_eos: bool | None = None
     """Go on past the end-of-sequence token, for measurements."""
     volunteers: Volunteers | None = None
@@ -140,8 +202,6 @@ class _GenerationFields(_Strict):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if isinstance(self.stop, list) and len(self.stop) > MAX_STOP_STRINGS:
-            raise ValueError(f"'stop' takes at most {MAX_STOP_STRINGS} strings")
         if self.stream_options is not None and not self.stream:
             raise ValueError("'stream_options' is only allowed with 'stream': true")
         return self
@@ -180,10 +240,20 @@ class _GenerationFields(_Strict):
 class ChatRequest(_GenerationFields):
     """Body of `/v1/chat/completions`. Without a limit it runs up to the end of the context."""
 
-    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: ListOf[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     """The newer name; it wins over `max_tokens`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_parts(cls, data: object) -> object:
+        messages = data.get("messages") if isinstance(data, dict) else None
+        if isinstance(messages, list):
+            contents = (each.get("content") for each in messages if isinstance(each, dict))
+            if sum(len(content) for content in contents if isinstance(content, list)) > MAX_PARTS:
+                raise ValueError(f"'messages' take at most {MAX_PARTS} parts")
+        return data
 
     def token_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
@@ -192,7 +262,7 @@ class ChatRequest(_GenerationFields):
 class CompletionRequest(_GenerationFields):
     """Body of `/v1/completions`. Without a limit it gives 16 tokens, as OpenAI's does."""
 
-    prompt: str | list[str] | list[TokenId]
+    prompt: Prompt
     """A text, a list of one text, or token ids."""
     max_tokens: int | None = Field(16, ge=1, le=2**31 - 1)
 

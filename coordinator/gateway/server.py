@@ -39,9 +39,8 @@ def parse_bind(bind: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def is_loopback(bind: str) -> bool:
-    """Whether only this machine can reach the address. Raises BindError."""
-    host, _ = parse_bind(bind)
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address. A name other than localhost may be any."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -77,7 +77,9 @@ def parse_url(url: str) -> URL:
 
 
 def shown(url: URL) -> str:
-    return url.render_as_string(hide_password=True)
+    """The URL without its passwords: also those that are parameters of the driver."""
+    hidden = {name: "***" for name in url.query if "password" in name}
+    return url.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
 def reason(error: sa.exc.DBAPIError) -> str:

@@ -17,6 +17,7 @@ from specedge_p2p.lm.detokenizer import IncrementalDetokenizer as IncrementalDet
 from specedge_p2p.lm.detokenizer import StopStrings as StopStrings
 from specedge_p2p.lm.files import TOKENIZER_FILES, Progress, find_model
 from specedge_p2p.lm.ports import ModelError
+from specedge_p2p.lm.text_bounds import longest_token, refuse_too_long
 
 _NAMED_SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
@@ -27,9 +28,13 @@ class TextCodec(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
+        """Raises TextTooLong, at once, for a text that must be more than `max_tokens`."""
+        ...
 
-    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]: ...
+    def encode_chat(
+        self, messages: Sequence[dict[str, str]], max_tokens: int | None = None
+    ) -> list[int]: ...
 
     def decode(self, token_ids: Sequence[int]) -> str: ...
 
@@ -45,7 +50,9 @@ class Tokenizer:
         if not (folder / "tokenizer.json").is_file():
             raise ModelError(f"no tokenizer.json in {folder}: only fast tokenizers are supported")
         # The library raises plain Exception for a broken file: parse the JSON first.
-        self._fast = FastTokenizer.from_str(json.dumps(_read_json(folder / "tokenizer.json")))
+        content = _read_json(folder / "tokenizer.json")
+        self._fast = FastTokenizer.from_str(json.dumps(content))
+        self._longest_token = longest_token(content)
         self._fast.no_truncation()
         self._fast.no_padding()
         settings = {}
@@ -66,25 +73,31 @@ class Tokenizer:
         """Tokens with added ones; a model's logits may have more columns, never fewer."""
         return int(self._fast.get_vocab_size(with_added_tokens=True))
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
         """Token ids with the special tokens that the tokenizer adds itself.
 
-        An empty result becomes the beginning of sequence, where there is one.
+        An empty result becomes the beginning of sequence, where there is one. Raises TextTooLong,
+        at once, for a text that must be more than `max_tokens`.
         """
+        refuse_too_long(text, self._longest_token, max_tokens)
         ids = list(self._fast.encode(text).ids)
         if ids or "bos_token" not in self._specials:
             return ids
         bos = self._fast.token_to_id(self._specials["bos_token"])
         return [] if bos is None else [bos]
 
-    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[dict[str, str]], max_tokens: int | None = None
+    ) -> list[int]:
         """Token ids of a chat, ready for the assistant's turn.
 
-        Raises TemplateRefused, also when the model has no chat template.
+        Raises TemplateRefused, also when the model has no chat template, and TextTooLong: of what
+        the template makes of the messages, since it may leave out much of them.
         """
         if self._template is None:
             raise TemplateRefused("this model has no chat template: use plain completions")
         text = render_chat(self._template, messages, self._specials)
+        refuse_too_long(text, self._longest_token, max_tokens)
         return list(self._fast.encode(text, add_special_tokens=False).ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:

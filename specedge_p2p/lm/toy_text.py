@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 from specedge_p2p.lm.detokenizer import IncrementalDetokenizer
+from specedge_p2p.lm.text_bounds import refuse_too_long
 
 BOS, EOS = 0, 1
 _NUM_SPECIAL = 2
@@ -26,12 +27,15 @@ class ToyText:
     def vocab_size(self) -> int:
         return self._vocab_size
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
         """The beginning token and one token per character; a character without one becomes 'a'."""
+        refuse_too_long(text, 1, max_tokens)
         return [BOS, *(self._ids.get(character, _NUM_SPECIAL) for character in text)]
 
-    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        return self.encode("".join(message["content"] + "\n" for message in messages))
+    def encode_chat(
+        self, messages: Sequence[dict[str, str]], max_tokens: int | None = None
+    ) -> list[int]:
+        return self.encode("".join(each["content"] + "\n" for each in messages), max_tokens)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return "".join(self._characters[i - _NUM_SPECIAL] for i in token_ids if i >= _NUM_SPECIAL)

@@ -11,6 +11,7 @@ from libp2p.kad_dht.provider_store import ProviderStore
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.tools.anyio_service import background_trio_service
+from multiaddr import Multiaddr
 
 from specedge_p2p.overlay.addresses import is_plain_tcp
 from specedge_p2p.overlay.ports import OverlayError
@@ -23,6 +24,10 @@ MAX_PROVIDERS: Final = 32
 MAX_ADDRESSES: Final = 8
 """Of one provider."""
 LOOKUP_S: Final = 10.0
+"""For asking who offers a key."""
+ADDRESSES_S: Final = 5.0
+"""For asking where they are, all of them together: one that nobody knows costs no more."""
+LOOKUPS_AT_ONCE: Final = 8
 
 
 class ProviderRecords:
@@ -45,7 +50,10 @@ class ProviderRecords:
         raise OverlayError("no DHT peer has taken the announcement yet")
 
     async def find(self, key: str) -> tuple[str, ...]:
-        """Addresses of providers, nearest answer first; unverified, maybe dead."""
+        """Addresses of providers, nearest answer first; unverified, maybe dead.
+
+        Takes at most LOOKUP_S and ADDRESSES_S, whatever the peers that were asked do.
+        """
         _check_key(key)
         found: list[PeerInfo] = []
         with trio.move_on_after(LOOKUP_S):
@@ -54,23 +62,27 @@ class ProviderRecords:
             lookup = ProviderStore(self._host, self._dht.peer_routing)
             found += await lookup.find_providers(_encoded(key), MAX_PROVIDERS)
         found += self._dht.provider_store.get_providers(_encoded(key))
-        peers = dict.fromkeys(str(peer.peer_id) for peer in found)
-        peers.pop(str(self._host.get_id()), None)
-        addresses: dict[str, None] = {}
-        for peer in list(peers)[:MAX_PROVIDERS]:
-            known = [info for info in found if str(info.peer_id) == peer]
-            addresses.update(dict.fromkeys(await self._addresses(peer, known)))
-        return tuple(addresses)
+        addresses: dict[str, list[Multiaddr]] = {}
+        for info in found:
+            addresses.setdefault(str(info.peer_id), []).extend(info.addrs)
+        addresses.pop(str(self._host.get_id()), None)
+        addresses = dict(list(addresses.items())[:MAX_PROVIDERS])
+        await self._look_up([peer for peer in addresses if not addresses[peer]], addresses)
+        return tuple(text for peer in addresses for text in _usable(peer, addresses[peer]))
 
-    async def _addresses(self, peer: str, known: Sequence[PeerInfo]) -> list[str]:
-        addresses = [address for info in known for address in info.addrs]
-        if not addresses:
-            with trio.move_on_after(LOOKUP_S / 2):
+    async def _look_up(self, peers: Sequence[str], into: dict[str, list[Multiaddr]]) -> None:
+        """Fill in the addresses of those that somebody knows in time."""
+        places = trio.Semaphore(LOOKUPS_AT_ONCE)
+
+        async def look_up(peer: str) -> None:
+            async with places:
                 info = await self._dht.find_peer(ID.from_string(peer))
-                addresses = list(info.addrs) if info is not None else []
-        texts = (str(address).partition("/p2p/")[0] for address in addresses)
-        usable = dict.fromkeys(f"{text}/p2p/{peer}" for text in texts if is_plain_tcp(text))
-        return list(usable)[:MAX_ADDRESSES]
+            into[peer] = list(info.addrs) if info is not None else []
+
+        with trio.move_on_after(ADDRESSES_S):
+            async with trio.open_nursery() as nursery:
+                for peer in peers:
+                    nursery.start_soon(look_up, peer)
 
 
 @asynccontextmanager
@@ -80,6 +92,12 @@ async def running_dht(host: IHost, mode: DhtMode) -> AsyncIterator[ProviderRecor
     dht = KadDHT(host, dht_mode, enable_values=False)
     async with background_trio_service(dht):
         yield ProviderRecords(host, dht)
+
+
+def _usable(peer: str, addresses: Sequence[Multiaddr]) -> list[str]:
+    texts = (str(address).partition("/p2p/")[0] for address in addresses)
+    usable = dict.fromkeys(f"{text}/p2p/{peer}" for text in texts if is_plain_tcp(text))
+    return list(usable)[:MAX_ADDRESSES]
 
 
 def _encoded(key: str) -> bytes:

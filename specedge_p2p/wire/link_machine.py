@@ -138,11 +138,6 @@ class LinkMachine:
             tree_no = session.view().tree_no + (session.tree is None)
         return session.room(tree_no)
 
-    def is_stale(self, proposal: Proposal) -> bool:
-        """Sending it would be void: its session or tree has ended since it was made."""
-        session = self._sessions.get(proposal.session_no)
-        return session is None or session.is_stale(proposal)
-
     # --- applying messages ---
 
     def _apply(self, message: AnyMessage, *, ours: bool) -> bool:

@@ -57,6 +57,12 @@ def test_serve_says_what_is_wrong(tmp_path: Path, words: list[str], parts: list[
     assert_clear(result, *parts)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.2", "::1", "localhost"])
+def test_what_only_this_machine_reaches_needs_no_keys(tmp_path: Path, host: str) -> None:
+    result = call("serve", "--home", tmp_path, "--host", host, "--model", "/no/such/model")
+    assert_clear(result, "/no/such/model")
+
+
 @pytest.mark.parametrize(
     "words",
     [

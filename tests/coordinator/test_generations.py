@@ -10,6 +10,8 @@ from trio.testing import MockClock
 from coordinator.engine.settings import EngineLimits
 from coordinator.gateway.ports import GenerationRequest, Refused
 from coordinator.settings import Limits
+from specedge_p2p.lm.chat_template import TemplateRefused
+from specedge_p2p.lm.toy_text import ToyText
 from tests.support.scripted_node import settled
 from tests.support.swarm import ENDLESS, VOCAB, Swarm, SwarmSettings, request, running_swarm
 
@@ -178,3 +180,32 @@ async def test_law7_bounded_the_place_of_an_unread_answer_is_kept(
             await trio.sleep(10)
             assert (await refused(swarm, BASE)).code == "overloaded"
         assert (await swarm.generate("next")).token_ids == swarm.expected("next")
+
+
+async def test_a_prompt_longer_than_any_context_is_not_tokenized(autojump_clock: MockClock) -> None:
+    async with running_swarm() as swarm:
+        generations = swarm.coordinator.generations
+        (card,) = generations.models()
+        text = "a" * card.max_context
+        assert len(generations.encode(text)) == card.max_context + 1  # it begins with a mark
+        for encode, prompt, param in (
+            (generations.encode, text + "a", "prompt"),
+            (generations.encode_chat, [{"role": "user", "content": text}], "messages"),
+        ):
+            with pytest.raises(Refused) as error:
+                encode(prompt)  # type: ignore[arg-type]
+            assert (error.value.status, error.value.param) == (400, param)
+            assert error.value.code == "context_length_exceeded"
+
+
+async def test_messages_that_the_template_refuses(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> list[int]:
+        raise TemplateRefused("this model has no chat template")
+
+    monkeypatch.setattr(ToyText, "encode_chat", refuse)
+    async with running_swarm() as swarm:
+        with pytest.raises(Refused, match="no chat template") as error:
+            swarm.coordinator.generations.encode_chat([{"role": "user", "content": "a"}])
+        assert (error.value.status, error.value.code) == (400, "invalid_messages")

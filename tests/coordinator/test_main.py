@@ -1,16 +1,19 @@
 """The composition root in real time: gateway, database, overlay and an engine process."""
 
+import json
 import os
 import signal
 import sqlite3
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import trio
 
 from coordinator import main
+from coordinator.settings import CoordinatorSettings
 from tests.support.toy_coordinator import running_coordinator, toy_engine
 
 QUESTION = {"model": "demo-target", "prompt": [5, 6, 7], "max_tokens": 5}
@@ -49,3 +52,32 @@ async def test_from_ready_to_the_signal_that_ends_it(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "ledger.sqlite") as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     database.close()  # the context ends a transaction only
+
+
+class _Named:
+    """Stands in for what is asked only for its name and its addresses."""
+
+    peer_id = "12D3KooWSomebody"
+    addresses = ("/ip4/127.0.0.1/tcp/4011",)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:hunter2@db.example:5432/ledger",
+        "postgresql://db.example:5432/ledger?user=me&password=hunter2",
+    ],
+)
+def test_the_database_password_is_not_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, url: str
+) -> None:
+    """Only the program that started the coordinator, and gave the URL, gets it back."""
+    nobody: Any = _Named()
+    server = main._Server(CoordinatorSettings(tmp_path, url), nobody, nobody, nobody)
+    reader, writer = os.pipe()
+    with caplog.at_level("INFO"):
+        server._say_ready("http://127.0.0.1:8000", writer)
+    assert "db.example:5432/ledger" in caplog.text
+    assert "hunter2" not in caplog.text
+    with os.fdopen(reader) as pipe:
+        assert json.load(pipe)["database"] == url

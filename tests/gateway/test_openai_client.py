@@ -142,7 +142,7 @@ async def test_sources_tell_who_guessed_each_token() -> None:
         ({"temperature": "hot"}, "invalid_value", "temperature"),
         ({"seed": 2**63}, "invalid_value", "seed"),
         ({"max_tokens": 0}, "invalid_value", "max_tokens"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "invalid_value", None),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "invalid_value", "stop"),
         ({"messages": []}, "invalid_value", "messages"),
         ({"messages": [{"role": "assistant"}]}, "invalid_value", None),
         (

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from coordinator.gateway.schemas import ChatRequest, CompletionRequest
+from coordinator.gateway.schemas import MAX_MESSAGES, MAX_PARTS, ChatRequest, CompletionRequest
 from specedge_p2p.lm.ports import SamplingParams
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
@@ -85,3 +85,69 @@ def test_bad_stop(stop: object) -> None:
 def test_bad_prompt(prompt: object) -> None:
     with pytest.raises(ValidationError):
         CompletionRequest.model_validate({"model": "m", "prompt": prompt})
+
+
+MANY = 100_000
+PROMPT = {"model": "m", "prompt": "x"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": [-1] * MANY},
+        {"prompt": [5] * MANY + ["x"]},
+        {"prompt": ["x"] * MANY + [5]},
+        {"prompt": ["x"] * MANY},
+        {"prompt": [[]] * MANY},
+        {"stop": [5] * MANY},
+        {"stop": ["x"] * MANY},
+    ],
+)
+def test_law7_bounded_a_list_has_one_error(fields: dict[str, object]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        CompletionRequest.model_validate(PROMPT | fields)
+    assert caught.value.error_count() == 1
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [0] * MANY,
+        [{}] * MAX_MESSAGES,
+        [{"role": "user", "content": [0] * MANY}],
+        [{"role": "user", "content": [{}] * MAX_PARTS}],
+        [{"role": "user", "content": [{"type": {}, "text": 0}] * MAX_PARTS}] * MAX_MESSAGES,
+        [{"role": "user", "content": 5}] * MAX_MESSAGES,
+    ],
+)
+def test_law7_bounded_messages_have_few_errors(messages: list[object]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ChatRequest.model_validate({"model": "m", "messages": messages})
+    assert caught.value.error_count() <= 2  # the fields of one part
+
+
+def test_law7_bounded_everything_wrong_at_once() -> None:
+    """An error for every field at most, and two for one that has fields of its own."""
+    names = ChatRequest.model_fields.keys() - {"messages"}
+    fields: dict[str, object] = dict.fromkeys(names, [[]] * 10)
+    fields["messages"] = [{"role": [], "content": [[]] * 10}] * 9
+    with pytest.raises(ValidationError) as caught:
+        ChatRequest.model_validate(fields)
+    assert caught.value.error_count() <= len(names) + 2
+
+
+def test_law7_bounded_a_list_is_checked_in_one_form_only() -> None:
+    with pytest.raises(ValidationError) as caught:
+        CompletionRequest.model_validate(PROMPT | {"prompt": [5] * MANY + ["x"]})
+    (error,) = caught.value.errors()
+    assert error["loc"] == ("prompt", "#list", MANY)
+    assert CompletionRequest.model_validate(PROMPT | {"prompt": [5] * MANY}).prompt == [5] * MANY
+
+
+def test_parts_of_all_messages_are_counted_together() -> None:
+    part = {"type": "text", "text": "x"}
+    half = {"role": "user", "content": [part] * (MAX_PARTS // 2)}
+    ChatRequest.model_validate({"model": "m", "messages": [half, half]})
+    more = {"role": "user", "content": [part]}
+    with pytest.raises(ValidationError, match="at most 4096 parts"):
+        ChatRequest.model_validate({"model": "m", "messages": [half, half, more]})

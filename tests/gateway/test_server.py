@@ -6,8 +6,12 @@ import socket
 import httpx
 import pytest
 import trio
+from fastapi.exceptions import RequestValidationError
 
+from coordinator.gateway import errors
+from coordinator.gateway.errors import from_validation
 from coordinator.gateway.guard import GuardSettings
+from coordinator.gateway.ports import Refused
 from coordinator.gateway.server import BindError, is_loopback, parse_bind, serve_gateway
 from specedge_p2p.tasks import TaskStatus
 from tests.support.fake_generations import MODEL
@@ -70,7 +74,8 @@ async def test_unknown_routes(method: str, path: str, status: int, code: str) ->
         (b"[1]", "invalid_value"),
         (b'"text"', "invalid_value"),
         (b'{"model": "x"}', "missing_required_parameter"),
-        (b'{"model": "x", "prompt": "\\ud800"}', "model_not_found"),
+        (b'{"model": "x", "prompt": "\\ud83d\\ude00"}', "model_not_found"),
+        (b'{"model": "demo-target", "prompt": "\\ud800"}', "invalid_value"),
         (b'{"model": "demo-target", "prompt": [1.5]}', "invalid_value"),
         (b'{"model": "demo-target", "prompt": [5000]}', "invalid_value"),
         (b'{"model": "demo-target", "prompt": ["a", "b"]}', "invalid_value"),
@@ -132,6 +137,53 @@ async def test_law7_bounded_a_body_without_length_stops_at_the_limit() -> None:
             await stream.send_all(head + b"800\r\n" + b"x" * 0x800 + b"\r\n")
             answer = await read_until(stream, b"request_too_large")
         assert answer.startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize("item", [b"-1", b'""', b"{}", b"0.5"])
+async def test_law7_bounded_a_full_body_of_wrong_items_has_one_error(
+    item: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complaints: list[int] = []
+
+    def counted(error: RequestValidationError) -> Refused:
+        complaints.append(len(error.errors()))
+        return from_validation(error)
+
+    monkeypatch.setattr(errors, "from_validation", counted)
+    start, end = b'{"model": "demo-target", "prompt": [', item + b"]}"
+    num = (GuardSettings().max_body_bytes - len(start + end)) // len(item + b",")
+    async with gateway() as served, httpx.AsyncClient(base_url=served.url, timeout=20) as client:
+        headers = {"content-type": "application/json"}
+        body = start + (item + b",") * num + end
+        answer = await client.post("/v1/completions", content=body, headers=headers)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "invalid_value"
+        assert len(answer.content) < 1000
+    assert complaints == [1]
+
+
+async def test_law7_bounded_bodies_held_together() -> None:
+    """What is refused comes through once others have been answered or have left."""
+    async with gateway(guard=GuardSettings(max_held_bytes=1000)) as served:
+        half, whole = completion(prompt="x" * 100, user="x" * 500), completion(user="x" * 800)
+        async with await connect(served) as first, await connect(served) as second:
+            await first.send_all(half[:-1])  # being read
+            await second.send_all(whole)
+            answer = await read_until(second, b"overloaded")
+            assert answer.startswith(b"HTTP/1.1 503")
+            assert b"retry-after: 1" in answer
+            served.generations.say(hangs=True)
+            await first.send_all(half[-1:])
+            await served.until(num_live=1)  # being answered
+            async with await connect(served) as third:
+                await third.send_all(whole)
+                assert (await read_until(third, b"overloaded")).startswith(b"HTTP/1.1 503")
+        await served.until(num_live=0)
+        served.generations.say(hangs=False)
+        for _ in range(3):
+            async with await connect(served) as stream:
+                await stream.send_all(whole)
+                assert (await read_until(stream, b"world")).startswith(b"HTTP/1.1 200")
 
 
 async def test_law7_bounded_requests_in_flight() -> None:
@@ -205,18 +257,20 @@ def test_malformed_bind(bind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bind", "expected"),
+    ("host", "expected"),
     [
-        ("127.0.0.1:0", True),
-        ("[::1]:80", True),
-        ("localhost:80", True),
-        ("0.0.0.0:80", False),
-        ("[::]:80", False),
-        ("example.org:80", False),
+        ("127.0.0.1", True),
+        ("127.0.0.2", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("example.org", False),
+        ("", False),
     ],
 )
-def test_loopback(bind: str, expected: bool) -> None:
-    assert is_loopback(bind) is expected
+def test_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
 
 
 async def test_serves_on_ipv6() -> None:

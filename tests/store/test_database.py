@@ -22,6 +22,7 @@ from coordinator.store.tables import METADATA, accounts
         ("/nowhere/at/all/x.db", "unable to open"),
         ("postgresql:///x?host=/nowhere", "cannot open database postgresql"),
         ("postgresql://me:secret@127.0.0.1:1/x", "127.0.0.1:1"),
+        ("postgresql://127.0.0.1:1/x?user=me&password=secret", "127.0.0.1:1"),
     ],
 )
 def test_bad_urls_get_one_clear_line(url: str, words: str) -> None:

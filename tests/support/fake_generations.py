@@ -1,5 +1,6 @@
 """A coordinator that says what a test wrote down."""
 
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -56,6 +57,13 @@ class FakeGenerations:
     num_texts: int = 0
     requests: list[GenerationRequest] = field(default_factory=list)
     chats: list[list[dict[str, str]]] = field(default_factory=list)
+    may_encode: threading.Event = field(default_factory=threading.Event)
+    """Cleared, tokenizing a prompt does not end."""
+    has_begun: threading.Event = field(default_factory=threading.Event)
+    """A prompt is being tokenized, or was."""
+
+    def __post_init__(self) -> None:
+        self.may_encode.set()
 
     def say(self, **changes: object) -> None:
         self.script = replace(self.script, **changes)  # type: ignore[arg-type]
@@ -67,6 +75,8 @@ class FakeGenerations:
         return self.ready
 
     def encode(self, text: str) -> tuple[int, ...]:
+        self.has_begun.set()
+        self.may_encode.wait(20)
         return tuple(ord(character) % 1000 for character in text)
 
     def encode_chat(self, messages: list[dict[str, str]]) -> tuple[int, ...]:

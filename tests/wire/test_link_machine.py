@@ -169,7 +169,6 @@ def test_what_crosses_a_close_is_stale() -> None:
     assert ends.coordinator.num_stale == 2
     assert ends.node.receive(closing) == ()
     assert ends.node.num_stale == 1
-    assert ends.node.is_stale(proposal([5], [0]))
     with pytest.raises(IllegalSend, match="unknown-session"):
         ends.node.send(proposal([5], [0]))
 

@@ -48,6 +48,15 @@ class CoordinatorSession:
     max_unverified: int = 6
 
 
+def is_void(machine: LinkMachine, proposal: m.Proposal) -> bool:
+    """Its session or its tree has ended since it was made."""
+    if not machine.is_open(proposal.session_no):
+        return True
+    tree_no = machine.session(proposal.session_no).tree_no
+    has_ended = proposal.tree_no == tree_no and machine.tree(proposal.session_no) is None
+    return has_ended or proposal.tree_no < tree_no
+
+
 class RacingEnds:
     """Both ends, the frames under way between them, and what either may do next."""
 
@@ -236,7 +245,7 @@ class RacingEnds:
 
     def flush(self, session: NodeSession) -> None:
         held, session.held = session.held, None
-        if held is not None and self.node.is_stale(held):
+        if held is not None and is_void(self.node, held):
             self.seen["stale before it was sent"] += 1
         elif held is not None:
             self.to_coordinator(held)
