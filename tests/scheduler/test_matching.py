@@ -19,7 +19,7 @@ from coordinator.scheduler.matching import (
     match,
     may_draft,
 )
-from coordinator.scheduler.places import NodeOffer
+from coordinator.scheduler.places import SHARED_LEVEL, NodeOffer, shared_level_s
 from specedge_p2p.names import PeerId, SessionId
 
 
@@ -289,6 +289,21 @@ def test_one_of_two_that_may_still_come_is_waited_for() -> None:
     coming = drafter("y", PATIENCE_S - 0.1, has_proposed=False)
     for first in (drafter("x", is_late=True), drafter("x", has_proposed=False)):
         assert match([need("a", nodes=[first, coming])], nodes) == Matching()
+
+
+def test_a_machine_whose_levels_grow_with_its_sessions_gets_few() -> None:
+    sessions = [need(str(i)) for i in range(8)]
+    slow = offer("slow", level_time_s=0.03)
+    for level_session_time_s, expected in ((0.02, 2), (0.0, 5)):
+        quick = offer("quick", level_time_s=0.02, level_session_time_s=level_session_time_s)
+        given_to = Counter(peer for _, peer in come(match(sessions, [quick, slow], 0.15)))
+        assert given_to["quick"] == expected
+
+
+def test_a_level_of_many_sessions() -> None:
+    assert shared_level_s(0.02, 0.02, 1) == pytest.approx(0.02)
+    assert shared_level_s(0.02, 0.02, 5) == pytest.approx(0.1)
+    assert shared_level_s(0.02, 0.0, 5) == pytest.approx(0.02 * (1 + 4 * SHARED_LEVEL))
 
 
 def test_few_sessions_move_at_once() -> None:
