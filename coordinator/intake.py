@@ -197,9 +197,9 @@ class Intake:
             messages = node.machine.receive(frame)
             if not await self._handle_all(node, messages):
                 return
-            # Once per frame: a node that changes its mind a thousand times in one costs no more.
+            # A node that changes its mind a thousand times a second costs no more than one review.
             if any(isinstance(message, Capacity | Release) for message in messages):
-                self._leases.rematch()
+                self._leases.review()
 
     async def _handle_all(self, node: NodeLink, messages: Sequence[Message]) -> bool:
         """Whether the node stays. The engine gets what a frame proposes in one piece."""
@@ -226,22 +226,18 @@ class Intake:
         nonce = 0
         while True:
             nonce += 1
-            node.pinged(nonce, self._clock())
             node.post(Ping(nonce))
             await trio.sleep(self._timing.heartbeat_s)
             if node.stuck_s(self._clock()) >= self._silence_s:
                 node.give_up()
-            self._leases.rematch()
+            self._leases.review()
 
     async def _handle(self, node: NodeLink, message: Message) -> None:
         match message:
             case Pong(nonce):
                 node.ponged(nonce, self._clock())
-            case Capacity(max_sessions, level_time_s, level_session_time_s):
-                node.max_sessions = max_sessions
-                if level_time_s:
-                    node.level_time_s = level_time_s
-                    node.level_session_time_s = level_session_time_s
+            case Capacity():
+                self._leases.hear_capacity(node, message)
             case Release(session_no):
                 self._leases.release(node, session_no)
             case Resume():

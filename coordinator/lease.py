@@ -35,6 +35,8 @@ class Lease:
     session: Session
     source: int
     role: Role = "active"
+    wishes: GrowthWishes = GrowthWishes()
+    """What its node was told; a right to a larger tree is never taken back."""
     opened_s: float = 0.0
     patience_s: float = PATIENCE_S
     """Time after `opened_s` in which nothing is expected."""
@@ -64,7 +66,7 @@ class Lease:
 
 
 def opening(
-    lease: Lease, wishes: GrowthWishes, max_context: int, resumed_at: int | None = None
+    lease: Lease, max_context: int, resumed_at: int | None = None
 ) -> Sequence[Open | Prompt]:
     """What a node is told first: all committed tokens, or nothing where it resumes."""
     session = lease.session
@@ -80,7 +82,7 @@ def opening(
         min_p=sampling.min_p,
         max_position=min(max_context, session.prompt_length + session.max_tokens),
         role=lease.role,
-        wishes=wishes,
+        wishes=lease.wishes,
         resumed=resumed_at is not None,
     )
     return (head,) if head.resumed else open_messages(head, session.token_ids)

@@ -1,8 +1,9 @@
 """One connected node as the coordinator sees it: what is known of it, what it is yet to be told."""
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import median_low
 
 import trio
 
@@ -11,10 +12,12 @@ from specedge_p2p.overlay.ports import Link
 from specedge_p2p.wire.build import merge_verdicts
 from specedge_p2p.wire.link_machine import LinkMachine
 from specedge_p2p.wire.messages import (
+    Capacity,
     Close,
     CoordinatorMessage,
     Hello,
     Open,
+    Ping,
     Prompt,
     Tune,
     Verdict,
@@ -26,6 +29,8 @@ VERDICT_BYTES_PER_FRAME = 32 * 1024
 """No verdict is added beyond this: with one more and a chunk of a prompt, a frame still fits."""
 MAX_OUTBOX = 4096
 """Messages waiting for a node. One that reads so slowly loses its link."""
+NUM_ROUND_TRIPS = 7
+"""The round trip is the median of so many: a pong that was held up says nothing of the link."""
 
 
 class NodeTooSlow(Exception):
@@ -53,8 +58,10 @@ class NodeLink:
     is_too_slow: bool = False
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     """Everything that runs for this link; cancelled when the peer connects anew or is too slow."""
-    _ping_nonce: int = 0
+    _ping_nonce: int | None = None
+    """Of the last ping, until it is answered."""
     _pinged_s: float = 0.0
+    _round_trips_s: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_ROUND_TRIPS))
     _last_session_no: int = 0
     _outbox: deque[CoordinatorMessage] = field(default_factory=deque)
     _verdicts: dict[int, deque[Verdict]] = field(default_factory=dict)
@@ -110,13 +117,23 @@ class NodeLink:
         """Wait until nothing is left to be sent, or the link has ended."""
         await self._written.wait()
 
+    def hear_capacity(self, message: Capacity) -> None:
+        """What the node says of itself now."""
+        self.max_sessions = message.max_sessions
+        if message.level_time_s:
+            self.level_time_s = message.level_time_s
+            self.level_session_time_s = message.level_session_time_s
+
     def pinged(self, nonce: int, now_s: float) -> None:
+        """A ping leaves now."""
         self._ping_nonce, self._pinged_s = nonce, now_s
 
     def ponged(self, nonce: int, now_s: float) -> None:
-        """Only the answer to the last ping measures anything."""
+        """Only the first answer to the last ping measures anything."""
         if nonce == self._ping_nonce:
-            self.round_trip_s = now_s - self._pinged_s
+            self._ping_nonce = None
+            self._round_trips_s.append(now_s - self._pinged_s)
+            self.round_trip_s = median_low(self._round_trips_s)
 
     def forget(self, session_no: int) -> None:
         """Say nothing more about a session that the node has released."""
@@ -136,6 +153,7 @@ class NodeLink:
                 messages = self._next_messages()
                 if messages:
                     self._sending_since_s = clock()
+                    self._note_pings(messages, self._sending_since_s)
                     await self.link.send(self.machine.send(*messages))
                     self._sending_since_s = None
                 elif not self._outbox and not self._has_due_verdicts():
@@ -144,6 +162,12 @@ class NodeLink:
                     await self._wake.wait()
         finally:
             self._written.set()
+
+    def _note_pings(self, messages: Sequence[CoordinatorMessage], now_s: float) -> None:
+        """The clock starts here: what waited in the queue says nothing of the link."""
+        for message in messages:
+            if isinstance(message, Ping):
+                self.pinged(message.nonce, now_s)
 
     def _touch(self) -> None:
         """Something is to be sent."""

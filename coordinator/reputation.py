@@ -9,7 +9,7 @@ from coordinator.lease import Lease
 from coordinator.node_link import NodeLink
 from coordinator.scheduler.factors import Factors
 from coordinator.scheduler.matching import PATIENCE_S, Drafter
-from coordinator.scheduler.places import NodeOffer, typical_gain
+from coordinator.scheduler.places import NodeOffer, shared_level_s, typical_gain
 from coordinator.scheduler.standing import Standings
 from specedge_p2p.names import PeerId
 
@@ -52,29 +52,30 @@ class Reputation:
         if seen is not None:
             self._factors.observe(node.peer_id, fingerprint, seen.predicted, is_hit=seen.is_hit)
         num_accepted = sum(lease.source in (token.source, token.second) for token in result.sources)
-        predicted = typical_gain(
-            node.level_time_s, node.round_trip_s, num_sessions, self.step_time_s
-        )
+        level_time_s = _level_time_s(node, num_sessions)
+        predicted = typical_gain(level_time_s, node.round_trip_s, self.step_time_s)
         is_present = seen is not None or num_accepted > 0
         self._standings.observe_round(node.peer_id, num_accepted, predicted, is_present=is_present)
         self._draft_standings.observe_round(
             fingerprint, num_accepted, predicted, is_present=is_present
         )
 
-    def observe_answer(self, lease: Lease, now_s: float) -> None:
-        """A proposal came."""
-        is_stalled = self._owes_for_longer(lease, now_s, STALL_S, STALL_LEVELS)
+    def observe_answer(self, lease: Lease, num_sessions: int, now_s: float) -> None:
+        """A proposal came of a node that has so many sessions."""
+        allowed_s = _answer_s(lease, num_sessions, STALL_S, STALL_LEVELS)
+        is_stalled = _owes_for_longer(lease, now_s, allowed_s)
         self._standings.observe_level(lease.peer_id, is_stalled=is_stalled)
         lease.owes_since_s = None
 
-    def drafter(self, lease: Lease, now_s: float) -> Drafter:
-        """The node of a lease as matching sees it."""
+    def drafter(self, lease: Lease, num_sessions: int, now_s: float) -> Drafter:
+        """The node of a lease, which has so many sessions, as matching sees it."""
+        allowed_s = _answer_s(lease, num_sessions, LATE_S, LATE_LEVELS)
         return Drafter(
             peer_id=lease.peer_id,
             # Of the time that counts: a long prompt has to be read first.
             age_s=now_s - lease.opened_s - (lease.patience_s - PATIENCE_S),
             has_proposed=lease.has_proposed,
-            is_late=self._owes_for_longer(lease, now_s, LATE_S, LATE_LEVELS),
+            is_late=_owes_for_longer(lease, now_s, allowed_s),
         )
 
     def source(self, lease: Lease, node: NodeLink) -> SourceFactor:
@@ -91,6 +92,7 @@ class Reputation:
             is_allowed=is_allowed,
             num_sessions=num_sessions,
             level_time_s=node.level_time_s,
+            level_session_time_s=node.level_session_time_s,
             draft=self._factors.draft(fingerprint),
             skill=self._standings.skill(key, self._draft_standings.skill(fingerprint)),
             stall_share=self._standings.stall_share(key),
@@ -98,11 +100,25 @@ class Reputation:
             or self._factors.num_low_trees(key) >= USELESS_TREES,
         )
 
-    @staticmethod
-    def _owes_for_longer(lease: Lease, now_s: float, than_s: float, than_levels: int) -> bool:
-        """Whether the oldest verdict without a proposal is older than link and levels explain."""
-        if lease.node is None or lease.owes_since_s is None:
-            return False
-        node = lease.node
-        allowed_s = max(than_s, than_levels * node.level_time_s) + (node.round_trip_s or 0.0)
-        return now_s - lease.owes_since_s > allowed_s
+    def has_time_to_grow(self, node: NodeLink) -> bool:
+        """Whether steps last so long that the node's trees can become large."""
+        return 0.0 < SLOW_STEP_LEVELS * node.level_time_s <= self.step_time_s
+
+
+def _level_time_s(node: NodeLink, num_sessions: int) -> float:
+    return shared_level_s(node.level_time_s, node.level_session_time_s, num_sessions)
+
+
+def _answer_s(lease: Lease, num_sessions: int, least_s: float, num_levels: int) -> float:
+    """The time that link and levels explain."""
+    if lease.node is None:
+        return least_s
+    levels_s = num_levels * _level_time_s(lease.node, num_sessions)
+    return max(least_s, levels_s) + (lease.node.round_trip_s or 0.0)
+
+
+def _owes_for_longer(lease: Lease, now_s: float, allowed_s: float) -> bool:
+    """Whether the oldest verdict without a proposal is older than that."""
+    if lease.node is None or lease.owes_since_s is None:
+        return False
+    return now_s - lease.owes_since_s > allowed_s

@@ -112,7 +112,7 @@ class Status:
             num_sessions=len(self._leases.of_node(node)),
             max_sessions=node.max_sessions,
             round_trip_s=node.round_trip_s,
-            level_time_s=node.hello.level_time_s,
+            level_time_s=node.level_time_s,
             connected_s=self._clock() - node.connected_s,
             num_drafted=node.num_drafted,
             num_accepted=node.num_accepted,

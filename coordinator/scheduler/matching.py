@@ -6,7 +6,8 @@ because the first one stalls or is late. Breadth and depth of one node exhaust w
 knows, so a second node with the same one would add nothing.
 
 Nothing is dropped before what replaces it has been heard: a better node is opened beside the old
-one, and the old one goes in a later call, when the new one has proposed.
+one, and the old one goes in a later call, when the new one has proposed. Only where neither of two
+is heard, a third one takes the place of one of them at once.
 """
 
 from collections.abc import Sequence
@@ -48,6 +49,11 @@ class Drafter:
     age_s: float = SETTLED_S
     has_proposed: bool = True
     is_late: bool = False
+
+    @property
+    def is_unheard(self) -> bool:
+        """Nothing came of it when something was due."""
+        return self.is_late or (not self.has_proposed and self.age_s >= PATIENCE_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +160,8 @@ class _Matcher:
             drafters = self._present[session.session_id]
             if len(drafters) == 1 and session.volunteers != "none":
                 self._give_second(session, drafters[0])
+            elif len(drafters) >= MAX_DRAFTERS:
+                self._replace_unheard(session)
         with_room = self._places.with_room(num_with_room)
         return Matching(tuple(self._dismissals), tuple(self._assignments), with_room)
 
@@ -171,8 +179,8 @@ class _Matcher:
         if len(drafters) < MAX_DRAFTERS:
             return
         best, *others = sorted(drafters, key=self._rank)
-        if not best.has_proposed:
-            return
+        if best.is_late or not best.has_proposed:
+            return  # nobody is heard
         for place, other in enumerate(others, 1):
             is_coming = not other.has_proposed and other.age_s < PATIENCE_S
             if place >= MAX_DRAFTERS or not (is_coming or self._is_pair(best, other)):
@@ -239,8 +247,7 @@ class _Matcher:
         places = self._places
         node = places.node(drafter.peer_id)
         taken = session.released_by | {drafter.peer_id}
-        is_silent = not drafter.has_proposed and drafter.age_s >= PATIENCE_S
-        needs_standby = drafter.is_late or is_silent or node.stall_share > STALL_SHARE
+        needs_standby = drafter.is_unheard or node.stall_share > STALL_SHARE
         if drafter.age_s < SETTLED_S and not needs_standby:
             return
         best = places.best(session.volunteers, taken, has_use=True)
@@ -258,6 +265,21 @@ class _Matcher:
             enough = SECOND_SHARE * places.gain(node.peer_id)
             if other is not None and places.marginal_gain(other.peer_id) >= enough:
                 self._assign(session, other, is_standby=True)
+
+    def _replace_unheard(self, session: SessionNeed) -> None:
+        """Where nobody is heard, somebody else gets the place of who is least likely to come."""
+        drafters = self._present[session.session_id]
+        if session.volunteers == "none" or not all(drafter.is_unheard for drafter in drafters):
+            return
+        taken = session.released_by.union(drafter.peer_id for drafter in drafters)
+        best = self._places.best(session.volunteers, taken, has_use=True)
+        if best is not None:
+            self._dismiss(session, max(drafters, key=self._least_likely))
+            self._assign(session, best, is_standby=True)
+
+    def _least_likely(self, drafter: Drafter) -> tuple[bool, float, PeerId]:
+        """Who has never proposed comes after who has; then what would be lost without it counts."""
+        return not drafter.has_proposed, -self._places.worth(drafter.peer_id), drafter.peer_id
 
     def _assign(self, session: SessionNeed, node: NodeOffer, *, is_standby: bool) -> None:
         self._assignments.append(Assignment(session.session_id, node.peer_id, is_standby))

@@ -14,7 +14,8 @@ UNKNOWN_ROUND_TRIP_S = 0.1
 TYPICAL_ACCEPTANCE = 0.7
 """Of first guesses; how much better or worse a node's are is in its skill."""
 SHARED_LEVEL = 0.08
-"""Each further session lengthens a node's levels, or narrows them, by so much of a level alone."""
+"""Each further session lengthens a node's levels, or narrows them, by so much of a level alone, if
+the node has not measured it."""
 CROWDED = 0.3
 """By so much a node must be better for each session that it has already, to be preferred to one
 without: what is known of equal machines differs by chance."""
@@ -33,6 +34,7 @@ class NodeOffer:
         is_allowed: it stands on the host's list.
         num_sessions: how many it has now.
         level_time_s: one of its levels with one session.
+        level_session_time_s: what each further session adds to a level; 0 where nobody measured it.
         draft: number of its draft model.
         skill: what it brings, as a share of what is predicted of a typical draft model.
         stall_share: share of its levels that stalled.
@@ -45,6 +47,7 @@ class NodeOffer:
     is_allowed: bool = False
     num_sessions: int = 0
     level_time_s: float = 0.01
+    level_session_time_s: float = 0.0
     draft: int = 0
     skill: float = 1.0
     stall_share: float = 0.0
@@ -181,22 +184,29 @@ class Places:
         return num_sessions * gain(num_sessions) - before
 
     def _gain(self, node: NodeOffer, num_sessions: int) -> float:
-        return node.skill * typical_gain(
-            node.level_time_s, node.round_trip_s, num_sessions, self._step_time_s
-        )
+        level_time_s = shared_level_s(node.level_time_s, node.level_session_time_s, num_sessions)
+        return node.skill * typical_gain(level_time_s, node.round_trip_s, self._step_time_s)
 
 
-def typical_gain(
-    level_time_s: float, round_trip_s: float | None, num_sessions: int, step_time_s: float
-) -> float:
+def shared_level_s(level_time_s: float, level_session_time_s: float, num_sessions: int) -> float:
+    """A level of a node for all its sessions.
+
+    Args:
+        level_time_s: with one session.
+        level_session_time_s: what each further one adds; 0 where nobody measured it.
+        num_sessions: how many share the node.
+    """
+    more_s = level_session_time_s or SHARED_LEVEL * level_time_s
+    return level_time_s + (num_sessions - 1) * more_s
+
+
+def typical_gain(level_time_s: float, round_trip_s: float | None, step_time_s: float) -> float:
     """Tokens a step predicted for each session of a node, before its own record corrects it.
 
     Args:
-        level_time_s: one of its levels with one session.
+        level_time_s: one of its levels, with all sessions that share it.
         round_trip_s: None before it was measured.
-        num_sessions: how many share the node.
         step_time_s: one engine step.
     """
-    shared_s = level_time_s * (1 + SHARED_LEVEL * (num_sessions - 1))
     known_s = UNKNOWN_ROUND_TRIP_S if round_trip_s is None else round_trip_s
-    return predicted_gain(TYPICAL_ACCEPTANCE, shared_s, known_s, step_time_s)
+    return predicted_gain(TYPICAL_ACCEPTANCE, level_time_s, known_s, step_time_s)

@@ -2,13 +2,14 @@
 
 A review looks at all nodes. A session that begins in between gets the best of those that were best
 at the last review or have changed since: in a crowd, to look at ten thousand nodes for every
-session would take longer than a step.
+session would take longer than a step. For a session that only some nodes may see, that is the best
+of those among them.
 """
 
 from collections.abc import Iterable, Sequence
 
 from coordinator.scheduler.matching import Matching, SessionNeed
-from specedge_p2p.names import PeerId
+from specedge_p2p.names import PeerId, SessionId
 
 
 class Pool:
@@ -23,6 +24,8 @@ class Pool:
         self._peers: dict[PeerId, None] = {}
         self._num_left = 0
         """Sessions until somebody outside may be better; below 0 where nobody is outside."""
+        self._hopeless: frozenset[SessionId] = frozenset()
+        """Sessions that nobody outside has room for."""
 
     @property
     def peers(self) -> Sequence[PeerId]:
@@ -32,8 +35,18 @@ class Pool:
         """The node has come, or may have room again."""
         self._peers[peer_id] = None
 
-    def renew(self, with_room: Iterable[PeerId]) -> None:
-        """A review was made: these had room after it, the best first."""
+    def remove(self, peer_id: PeerId) -> None:
+        """The node has left."""
+        self._peers.pop(peer_id, None)
+
+    def renew(self, with_room: Iterable[PeerId], hopeless: Iterable[SessionNeed] = ()) -> None:
+        """All nodes were looked at.
+
+        Args:
+            with_room: nodes that had room after it, the best first.
+            hopeless: sessions that nobody could be given to.
+        """
+        self._hopeless = frozenset(session.session_id for session in hopeless)
         found = list(with_room)
         self._peers = dict.fromkeys(found[: self._size])
         self._num_left = self._size if len(found) > self._size else -1
@@ -42,6 +55,11 @@ class Pool:
         """Whether a matching of these sessions with the pool is as good as one with all nodes."""
         if self._num_left < 0:
             return True
-        num_wanted = sum(session.volunteers != "none" for session in sessions)
-        self._num_left = max(0, self._num_left - num_wanted)
-        return self._num_left > 0 and len(matching.assignments) >= num_wanted
+        given = {come.session_id for come in matching.assignments}
+        self._num_left = max(0, self._num_left - len(given))
+        return self._num_left > 0 and all(
+            session.volunteers == "none"
+            or session.session_id in given
+            or session.session_id in self._hopeless
+            for session in sessions
+        )

@@ -6,10 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from coordinator.leases import Leases
 from specedge_p2p.overlay.ports import LinkClosed
 from specedge_p2p.wire.codec import encode_frame
-from specedge_p2p.wire.messages import Capacity, Drain, Goodbye, Ping, Pong, Release
+from specedge_p2p.wire.messages import Drain, Goodbye, Ping, Pong, Release
 from tests.support.links import proposal
 from tests.support.scripted_node import HELLO, scripted_node, settled
 from tests.support.swarm import identity, running_swarm
@@ -63,24 +62,3 @@ def test_law4_bytes_any_garbage(frames: list[bytes], greets: bool) -> None:
             assert swarm.coordinator.intake.num_protocol_errors == 1
 
     trio.run(run, clock=MockClock(autojump_threshold=0))
-
-
-async def test_law4_bytes_of_one_frame_cost_one_matching(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else a frame of small words would hold up everybody's steps."""
-    num_matchings = 0
-
-    def rematch(leases: Leases) -> None:
-        nonlocal num_matchings
-        num_matchings += 1
-
-    async with running_swarm() as swarm, scripted_node(swarm) as node:
-        await node.greet()
-        await settled(swarm)
-        monkeypatch.setattr(Leases, "rematch", rematch)
-        await node.say(*[Capacity(i % 3) for i in range(1000)])
-        await settled(swarm)
-        (link,) = swarm.coordinator.leases.nodes
-        assert link.max_sessions == 0
-        assert num_matchings == 1

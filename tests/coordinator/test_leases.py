@@ -1,7 +1,8 @@
 """Who may draft for what: leases given, resumed, refused and ended."""
 
 from coordinator.engine.messages import DropSource
-from coordinator.leases import RESUME_WINDOW_S, Leases
+from coordinator.leases import Leases
+from coordinator.matchmaker import RESUME_WINDOW_S
 from coordinator.node_link import NodeLink
 from specedge_p2p.wire import messages as m
 from tests.support.lease_world import LEASE_S, World, opened
@@ -118,6 +119,23 @@ async def test_a_node_that_came_back_is_given_time_to_resume() -> None:
     world.now_s += RESUME_WINDOW_S + 0.1
     world.leases.rematch()
     assert len(world.leases.sources(session)) == 1
+
+
+async def test_a_node_that_has_left_leaves_nothing_behind() -> None:
+    """Also where no session lives, so that nobody ever looks at the nodes."""
+    world = World()
+    for i in range(50):
+        node, _ = await world.node(f"node-{i}")
+        world.leases.leave(node)
+    older, _ = await world.node("a")
+    newer, _ = await world.node("a")
+    pool = world.leases._matchmaker._pool
+    assert list(pool.peers) == ["a"]
+    world.leases.leave(older)  # its link ends after the new one has begun
+    assert list(pool.peers) == ["a"]
+    world.leases.leave(newer)
+    assert list(pool.peers) == []
+    assert world.leases.nodes == ()
 
 
 async def test_a_released_session_goes_to_another_node_and_never_back() -> None:

@@ -1,6 +1,6 @@
 """Several nodes on one session: second models, standbys, moves; and what is learned of nodes."""
 
-from coordinator.engine.messages import DropSource
+from coordinator.engine.messages import DropSource, StepDone
 from coordinator.scheduler.matching import SETTLED_S
 from specedge_p2p.wire import messages as m
 from tests.support.lease_world import World, opened, propose
@@ -118,6 +118,107 @@ async def test_slow_steps_let_trees_grow_larger() -> None:
     wire.frames.clear()
     await write_all(node)
     assert wire.messages == []
+
+
+async def test_law7_bounded_trees_grow_larger_at_nodes_that_have_the_time_only() -> None:
+    """However quick a node says it is, it speaks for itself alone."""
+    world = World()
+    world.leases.calibrate(0.1, CONTEXT)
+    allowed = {}
+    for number, level_time_s in enumerate([0.1 / 15, 0.01, 0.0, 1e-9], 1):
+        node, wire = await world.node(str(number), max_sessions=1)
+        node.level_time_s = level_time_s
+        world.session(number)
+        allowed[level_time_s] = (await opened(node, wire)).wishes.max_unverified
+    assert allowed == {0.1 / 15: 512, 0.01: 256, 0.0: 256, 1e-9: 512}
+
+
+async def test_a_node_that_has_become_quicker_is_told_once() -> None:
+    world = World()
+    world.leases.calibrate(0.1, CONTEXT)
+    nodes = [await world.node(name, max_sessions=1) for name in ("a", "b")]
+    for number, (node, wire) in enumerate(nodes, 1):
+        world.session(number)
+        await opened(node, wire)
+        wire.frames.clear()
+    node, wire = nodes[0]
+    world.leases.hear_capacity(node, m.Capacity(1, 0.001))
+    for _ in range(2):
+        world.leases.learn(StepDone(1, 0.0, 0.1, 0.0, 1, []))
+    for each, _ in nodes:
+        await write_all(each)
+    assert [x.wishes.max_unverified for x in wire.messages if isinstance(x, m.Tune)] == [512]
+    assert not any(isinstance(x, m.Tune) for x in nodes[1][1].messages)
+
+
+async def test_what_a_node_may_have_live_it_may_after_it_has_come_back() -> None:
+    """Its tree is as large as it was, though its machine has become slower."""
+    world = World()
+    world.leases.calibrate(0.1, CONTEXT)
+    node, wire = await world.node("a")
+    node.level_time_s = 0.001
+    world.session()
+    head = await opened(node, wire)
+    world.leases.leave(node)
+    node, wire = await world.node("a")
+    node.level_time_s = 0.09
+    resume = m.Resume(head.lease_id, head.num_tokens)
+    (heard,) = node.machine.receive(wire.machine.send(resume))
+    assert isinstance(heard, m.Resume)
+    world.leases.resume(node, heard)
+    again = await opened(node, wire)
+    assert again.resumed
+    assert again.wishes.max_unverified == head.wishes.max_unverified == 512
+
+
+async def test_two_silent_nodes_do_not_keep_a_session_from_a_third() -> None:
+    world = World()
+    session = world.session()
+    for name in ("a", "b"):
+        await world.node(name)
+    world.leases.rematch()
+    world.later(2.3)
+    assert world.leases.drafting_peers(session) == ("a", "b")
+    good, wire = await world.node("c")
+    world.later(1.0)  # "b" has had less than its time
+    assert world.leases.drafting_peers(session) == ("a", "b")
+    world.later(1.3)
+    assert len(world.leases.drafting_peers(session)) == 2
+    await propose(world, good, wire)
+    world.later(0.3)
+    assert world.leases.drafting_peers(session) == ("c",)
+
+
+async def test_what_a_node_says_of_further_sessions_decides_how_many_it_gets() -> None:
+    num_given = []
+    for level_session_time_s in (0.001, 0.02):
+        world = World()
+        world.leases.calibrate(0.15, CONTEXT)
+        quick, _ = await world.node("quick")
+        world.leases.hear_capacity(quick, m.Capacity(8, 0.02, level_session_time_s))
+        slow, _ = await world.node("slow")
+        slow.level_time_s = 0.03
+        for number in range(1, 9):
+            world.session(number)
+        num_given.append([len(world.leases.of_node(node)) for node in (quick, slow)])
+    assert num_given == [[5, 3], [2, 6]]
+
+
+async def test_a_machine_whose_levels_grow_with_its_sessions_is_not_late_for_that() -> None:
+    world = World()
+    node, wire = await world.node("a")
+    node.level_time_s, node.level_session_time_s = 0.02, 0.02
+    session = world.session(1)
+    await propose(world, node, wire)
+    for number in range(2, 9):
+        world.session(number)
+    assert len(world.leases.of_node(node)) == 8
+    await world.node("b")
+    world.commit(session, 5)
+    world.later(2.5)  # fewer than twenty of its levels
+    assert world.leases.drafting_peers(session) == ("a",)
+    world.later(1.0)
+    assert world.leases.drafting_peers(session) == ("a", "b")
 
 
 async def test_law6_privacy_a_standby_is_one_of_the_allowed() -> None:

@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from coordinator.node_link import NodeLink
+from coordinator.node_link import NUM_ROUND_TRIPS, NodeLink
 from specedge_p2p.names import PeerId
 from specedge_p2p.wire.build import open_messages
 from specedge_p2p.wire.codec import AnyMessage
@@ -201,7 +201,7 @@ async def test_a_frame_without_room_is_noticed(autojump_clock: MockClock) -> Non
         assert ends.link.stuck_s(trio.current_time()) == 0
 
 
-async def test_only_the_answer_to_the_last_ping_measures(autojump_clock: MockClock) -> None:
+async def test_only_the_first_answer_to_the_last_ping_measures(autojump_clock: MockClock) -> None:
     async with connected() as ends:
         ends.link.pinged(1, 10.0)
         ends.link.pinged(2, 12.0)
@@ -209,6 +209,36 @@ async def test_only_the_answer_to_the_last_ping_measures(autojump_clock: MockClo
         assert ends.link.round_trip_s is None
         ends.link.ponged(2, 12.25)
         assert ends.link.round_trip_s == 0.25
+        for _ in range(NUM_ROUND_TRIPS):
+            ends.link.ponged(2, 20.0)
+        assert ends.link.round_trip_s == 0.25
+
+
+async def test_the_round_trip_is_what_most_of_the_last_pings_took(
+    autojump_clock: MockClock,
+) -> None:
+    async with connected() as ends:
+        took_s = []
+        for nonce, round_trip_s in enumerate([0.5, 0.02, 0.02, 3.0, 0.03, *[0.08] * 7], 1):
+            ends.link.pinged(nonce, 0.0)
+            ends.link.ponged(nonce, round_trip_s)
+            took_s.append(ends.link.round_trip_s)
+        assert took_s == [0.5, *[0.02] * 3, *[0.03] * 2, *[0.08] * 6]
+
+
+async def test_the_clock_of_a_ping_starts_when_it_leaves(autojump_clock: MockClock) -> None:
+    """What lay before it in the queue says nothing of the link."""
+    async with connected() as ends:
+        ends.wire.is_blocked = True
+        ends.link.post(Ping(1))
+        await trio.sleep(0.5)
+        ends.link.post(Ping(2))
+        await trio.sleep(2.5)
+        ends.wire.is_blocked = False
+        await ends.heard()
+        left_s = trio.current_time()
+        ends.link.ponged(2, left_s + 0.01)
+        assert ends.link.round_trip_s == pytest.approx(0.01)
 
 
 async def test_law7_bounded_outbox(autojump_clock: MockClock) -> None:

@@ -9,7 +9,7 @@ from trio.testing import MockClock
 from coordinator.scheduler.benefit import MIN_SESSIONS
 from coordinator.settings import Limits
 from specedge_p2p.views import BenefitView, GuessesView
-from specedge_p2p.wire.messages import Release
+from specedge_p2p.wire.messages import Capacity, Release
 from tests.support.links import changed, proposal
 from tests.support.scripted_node import HELLO, scripted_node, settled
 from tests.support.swarm import ENDLESS, SwarmSettings, identity, running_swarm
@@ -47,15 +47,17 @@ async def test_a_node_at_work(autojump_clock: MockClock) -> None:
             )
             assert shown.num_drafted == 3
             assert shown.round_trip_s is not None
+            assert shown.level_time_s == HELLO.level_time_s
             (session,) = network.sessions
             assert session.nodes == (shown.peer_id,)
             assert session.num_tokens == network.num_tokens > 3
             assert session.num_rounds == session.num_tokens - 1
-            await node.say(Release(opened.session_no))
+            await node.say(Release(opened.session_no), Capacity(3, 0.25))
             await settled(swarm)
             network = swarm.coordinator.status.network()
             assert network.sessions[0].nodes == ()
             assert network.nodes[0].num_sessions == 0
+            assert network.nodes[0].level_time_s == 0.25  # as it was measured last
             nursery.cancel_scope.cancel()
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ from coordinator.scheduler.matching import (
     match,
     may_draft,
 )
-from coordinator.scheduler.places import NodeOffer
+from coordinator.scheduler.places import SHARED_LEVEL, NodeOffer, shared_level_s
 from specedge_p2p.names import PeerId, SessionId
 
 
@@ -238,6 +239,71 @@ def test_one_that_never_proposes_is_given_up() -> None:
     assert go(match([tried], nodes)) == [("a", "dumb")]
     nobody = [drafter("slow", 60, has_proposed=False), drafter("dumb", 60, has_proposed=False)]
     assert match([need("a", nodes=nobody)], nodes) == Matching()
+
+
+SILENT = {"has_proposed": False}
+LATE = {"is_late": True}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "who_goes"),
+    [
+        (drafter("x", **SILENT), drafter("y", PATIENCE_S, **SILENT), "y"),
+        (drafter("x", **LATE), drafter("y", PATIENCE_S, **SILENT), "y"),
+        (drafter("x", PATIENCE_S, **SILENT), drafter("y", **LATE), "x"),
+        (drafter("x", **LATE), drafter("y", **LATE), "y"),
+    ],
+)
+def test_where_neither_of_two_is_heard_a_third_takes_the_place_of_the_lesser(
+    first: Drafter, second: Drafter, who_goes: str
+) -> None:
+    pair = [
+        offer("x", num_sessions=1, draft=1, skill=1.1),
+        offer("y", num_sessions=1, draft=2, skill=1.0),
+    ]
+    held = need("a", nodes=[first, second])
+    assert match([held], pair) == Matching()
+    result = match([held], [*pair, offer("z", skill=0.5)])
+    assert (go(result), come(result)) == ([("a", who_goes)], [("a", "z")])
+    assert result.assignments[0].is_standby
+    for third in (offer("z", 1, num_sessions=1), offer("z", is_useless=True)):
+        assert match([held], [*pair, third]) == Matching()
+    assert match([replace(held, released_by=frozenset([PeerId("z")]))], [*pair, offer("z")]) == (
+        Matching()
+    )
+
+
+def test_law6_privacy_holds_where_neither_of_two_is_heard() -> None:
+    pair = [drafter(name, is_late=True) for name in "xy"]
+    nodes = [offer(name, num_sessions=1, is_allowed=True) for name in "xy"]
+    assert match([need("a", "allowed", pair)], [*nodes, offer("stranger")]) == Matching()
+    friend = offer("z", 8, 9.0, is_allowed=True)
+    assert come(match([need("a", "allowed", pair)], [*nodes, offer("stranger"), friend])) == [
+        ("a", "z")
+    ]
+    assert match([need("a", "none", pair)], [*nodes, friend]) == Matching()
+
+
+def test_one_of_two_that_may_still_come_is_waited_for() -> None:
+    nodes = [offer("x", num_sessions=1), offer("y", num_sessions=1), offer("z")]
+    coming = drafter("y", PATIENCE_S - 0.1, has_proposed=False)
+    for first in (drafter("x", is_late=True), drafter("x", has_proposed=False)):
+        assert match([need("a", nodes=[first, coming])], nodes) == Matching()
+
+
+def test_a_machine_whose_levels_grow_with_its_sessions_gets_few() -> None:
+    sessions = [need(str(i)) for i in range(8)]
+    slow = offer("slow", level_time_s=0.03)
+    for level_session_time_s, expected in ((0.02, 2), (0.0, 5)):
+        quick = offer("quick", level_time_s=0.02, level_session_time_s=level_session_time_s)
+        given_to = Counter(peer for _, peer in come(match(sessions, [quick, slow], 0.15)))
+        assert given_to["quick"] == expected
+
+
+def test_a_level_of_many_sessions() -> None:
+    assert shared_level_s(0.02, 0.02, 1) == pytest.approx(0.02)
+    assert shared_level_s(0.02, 0.02, 5) == pytest.approx(0.1)
+    assert shared_level_s(0.02, 0.0, 5) == pytest.approx(0.02 * (1 + 4 * SHARED_LEVEL))
 
 
 def test_few_sessions_move_at_once() -> None:

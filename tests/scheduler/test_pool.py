@@ -5,14 +5,18 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coordinator.gateway.ports import Volunteers
 from coordinator.scheduler.matching import Assignment, Matching, SessionNeed, match
 from coordinator.scheduler.places import NodeOffer
 from coordinator.scheduler.pool import Pool
 from specedge_p2p.names import PeerId, SessionId
 
+FLAG = st.booleans()
+TIERS: st.SearchStrategy[Volunteers] = st.sampled_from(("any", "allowed"))
 
-def need(name: str) -> SessionNeed:
-    return SessionNeed(SessionId(name), "any")
+
+def need(name: str, volunteers: Volunteers = "any") -> SessionNeed:
+    return SessionNeed(SessionId(name), volunteers)
 
 
 def offers(count: int) -> list[NodeOffer]:
@@ -50,6 +54,27 @@ def test_a_pool_that_leaves_somebody_out_suffices_until_it_is_used_up() -> None:
     assert not pool.suffices([need("x")], Matching()), "somebody outside may have room"
 
 
+def test_a_node_that_has_left_is_asked_no_more() -> None:
+    pool = Pool(2)
+    pool.renew([PeerId("a"), PeerId("b")])
+    pool.remove(PeerId("a"))
+    pool.remove(PeerId("nobody"))
+    assert pool.peers == ("b",)
+
+
+def test_who_found_no_place_among_all_is_looked_for_among_few() -> None:
+    """Until the next look at all nodes: one that has room again is among the few."""
+    pool = Pool(2)
+    pool.renew([PeerId("a"), PeerId("b"), PeerId("c")], [need("x")])
+    for _ in range(5):
+        assert pool.suffices([need("x")], Matching())
+    found = Matching(assignments=(Assignment(SessionId("x"), PeerId("a")),))
+    assert pool.suffices([need("x")], found)
+    assert not pool.suffices([need("y")], Matching())
+    pool.renew([PeerId("a"), PeerId("b"), PeerId("c")])
+    assert not pool.suffices([need("x")], Matching())
+
+
 @st.composite
 def networks(draw: st.DrawFn) -> list[NodeOffer]:
     return [
@@ -59,9 +84,15 @@ def networks(draw: st.DrawFn) -> list[NodeOffer]:
             round_trip_s=draw(st.sampled_from((0.01, 0.02, 0.05))),
             level_time_s=draw(st.sampled_from((0.004, 0.01))),
             is_useless=draw(st.booleans()),
+            is_allowed=draw(st.booleans()),
         )
         for i in range(draw(st.integers(1, 12)))
     ]
+
+
+def unplaced(needs: list[SessionNeed], matching: Matching) -> list[SessionNeed]:
+    given = {come.session_id for come in matching.assignments}
+    return [need for need in needs if need.session_id not in given]
 
 
 @given(networks(), st.integers(1, 5), st.lists(st.integers(0, 2), max_size=8), st.data())
@@ -76,19 +107,32 @@ def test_a_pool_gives_what_all_nodes_would_give(
             offer = now[come.peer_id]
             now[come.peer_id] = replace(offer, num_sessions=offer.num_sessions + 1)
 
-    review = match([need("first")], nodes, num_with_room=size + 1)
-    pool.renew(review.with_room)
+    waiting = [need("first")]
+    review = match(waiting, nodes, num_with_room=size + 1)
+    waiting = unplaced(waiting, review)
+    pool.renew(review.with_room, waiting)
     give(review)
     for group, count in enumerate(groups):
         busy = sorted(peer for peer, offer in now.items() if offer.num_sessions)
-        is_freed = data.draw(st.booleans())
+        is_freed, is_gone = data.draw(FLAG), data.draw(FLAG)
         if busy and is_freed:
             peer = data.draw(st.sampled_from(busy))
             now[peer] = replace(now[peer], num_sessions=now[peer].num_sessions - 1)
             pool.add(peer)
-        needs = [need(f"{group}-{i}") for i in range(count)]
-        everybody = match(needs, list(now.values()))
-        few = match(needs, [now[peer] for peer in pool.peers])
-        if pool.suffices(needs, few):
-            assert few == everybody
+        elif now and is_gone:
+            left = data.draw(st.sampled_from(sorted(now)))
+            del now[left]
+            pool.remove(left)
+        waiting += [need(f"{group}-{i}", data.draw(TIERS)) for i in range(count)]
+        everybody = match(waiting, list(now.values()), num_with_room=size + 1)
+        few = match(waiting, [now[peer] for peer in pool.peers])
+        if pool.suffices(waiting, few):
+            assert {come.session_id for come in few.assignments} == {
+                come.session_id for come in everybody.assignments
+            }
+            # One that few may see may get a lesser one of them until the next review.
+            assert few == everybody or any(each.volunteers == "allowed" for each in waiting)
+        else:
+            pool.renew(everybody.with_room, unplaced(waiting, everybody))
         give(everybody)
+        waiting = unplaced(waiting, everybody)
