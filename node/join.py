@@ -1,5 +1,6 @@
 """The join loop: find a coordinator, serve it, come back after every loss until told to leave."""
 
+import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -13,24 +14,26 @@ from node.hardware import Benchmark
 from node.link import ReplayLink, backoff_s
 from node.link_life import LinkEnd, Refused, RunIo, RunLevel
 from node.receipts import ReceiptBook
-from node.selection import draft_models_for, in_order
+from node.selection import NoFit, check_tokenizer, draft_models_for, in_order
 from node.settings import AUTO, NodeSettings
 from node.slow_link import slowed
+from node.unfit import UnfitCoordinators
 from node.worker import (
     Worker,
     WorkerSettings,
     run_io_in_thread,
     run_level_in_thread,
 )
-from specedge_p2p.lm.ports import LanguageModel
-from specedge_p2p.overlay.discovery import FoundCoordinator
+from specedge_p2p.identity.record import CoordinatorRecord
+from specedge_p2p.lm.ports import LanguageModel, ModelError
+from specedge_p2p.overlay.discovery import FoundCoordinator, peer_of
 from specedge_p2p.overlay.ports import DRAFT_PROTOCOL, Link, Overlay, OverlayError
 from specedge_p2p.tree.growth import GrowthSettings
 
 log = logging.getLogger(__name__)
 
 FINAL_REFUSALS = frozenset({"tokenizer", "version", "not-allowed", "banned"})
-"""Codes of Refuse after which it is no use to ask again; after others the node tries later."""
+"""Codes of Refuse after which it is no use to ask again; after others the node soon does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,13 @@ class JoinPorts:
 
 
 class JoinLoop:
-    """Runs until `leave`. Raises Refused, NoFit and what `prepare` raises."""
+    """Runs until `leave`.
+
+    A coordinator that cannot use this node, or says so, costs itself: it is left out for a while
+    and the next one is asked. Only what the user named can end the loop: a draft model that cannot
+    be loaded raises ModelError; where no welcome ever came, and all that were found and all that
+    were given by hand are unfit, the first one's reason is raised, Refused, NoFit or ModelError.
+    """
 
     def __init__(self, settings: NodeSettings, ports: JoinPorts, software: str = "") -> None:
         self._settings = settings
@@ -77,6 +86,8 @@ class JoinLoop:
         self._software = software
         self._worker: Worker | None = None
         self._draft: Draft | None = None
+        self._taken_for: CoordinatorRecord | None = None
+        self._unfit = UnfitCoordinators()
         self._scope = trio.CancelScope()
         self._capacity = settings.max_sessions
         self._is_leaving = False
@@ -128,22 +139,79 @@ class JoinLoop:
         if not found:
             tried = ", ".join(self._settings.coordinators) or "any address known so far"
             log.warning("no coordinator answers at %s", tried)
-        fingerprint = None if self._draft is None else self._draft.tokenizer_fingerprint
-        for candidate in in_order(found, fingerprint, self._settings.coordinators):
-            worker = await self._worker_for(candidate)
-            num_welcomes = worker.num_welcomes
-            await self._serve(worker, candidate)
-            if self._is_leaving or worker.num_welcomes > num_welcomes:
-                return worker.num_welcomes > num_welcomes
+        for candidate in in_order(found, self._settings.coordinators):
+            if self._problem(candidate.record) is None:
+                has_served = await self._try(candidate)
+                if self._is_leaving or has_served:
+                    return has_served
+        self._look_back(found)
         return False
 
-    async def _worker_for(self, candidate: FoundCoordinator) -> Worker:
-        if self._worker is not None:
-            return self._worker
-        names = draft_models_for(self._settings.draft_models, candidate.record)
+    async def _try(self, candidate: FoundCoordinator) -> bool:
+        """Whether it welcomed this node; one that cannot use it is remembered."""
+        record = candidate.record
+        try:
+            worker = self._worker_at_hand(record) or await self._new_worker(candidate)
+            num_welcomes = worker.num_welcomes
+            await self._serve(worker, candidate)
+        except (ModelError, NoFit, Refused) as problem:
+            if isinstance(problem, ModelError) and AUTO not in self._settings.draft_models:
+                raise  # none of the user's own models can be loaded, whoever asks for it
+            if self._unfit.note(record, problem, trio.current_time()):
+                log.warning("%s is left out: %s", candidate.address, problem)
+            return False
+        return worker.num_welcomes > num_welcomes
+
+    def _problem(self, record: CoordinatorRecord) -> Exception | None:
+        return self._unfit.problem(record, trio.current_time())
+
+    def _look_back(self, found: Sequence[FoundCoordinator]) -> None:
+        """After a round without a welcome: end where all that the user named is of no use."""
+        by_hand = self._settings.coordinators
+        problems = [self._problem(candidate.record) for candidate in in_order(found, by_hand)]
+        first, *others = problems or [None]
+        if first is None or None in others:
+            return
+        has_served = self._worker is not None and self._worker.num_welcomes
+        given = {peer_of(address) for address in by_hand}
+        if given and not has_served and given <= {each.record.peer_id for each in found}:
+            raise first
+        log.warning("none of the coordinators found can use this node: %d", len(found))
+
+    def _worker_at_hand(self, record: CoordinatorRecord) -> Worker | None:
+        """None where a draft model is to be loaded. Raises NoFit."""
+        if self._worker is None or self._draft is None:
+            return None
+        fingerprint = self._draft.tokenizer_fingerprint
+        if self._is_taken_in_vain and fingerprint not in record.tokenizer_fingerprints:
+            self._let_go()
+            return None
+        check_tokenizer(record, fingerprint)
+        return self._worker
+
+    @property
+    def _is_taken_in_vain(self) -> bool:
+        """Whether the draft model was loaded for a coordinator that then refused this node."""
+        if self._worker is None or self._worker.num_welcomes or self._taken_for is None:
+            return False
+        return AUTO in self._settings.draft_models and self._problem(self._taken_for) is not None
+
+    def _let_go(self) -> None:
+        """Of the draft model, before another one takes the memory."""
+        self._worker = self._draft = self._taken_for = None
+        gc.collect()  # a worker is part of a cycle
+
+    async def _new_worker(self, candidate: FoundCoordinator) -> Worker:
+        """Raises NoFit and ModelError."""
+        record = candidate.record
+        names = draft_models_for(self._settings.draft_models, record)
         if len(names) == 1 or self._ports.pick is None:
-            return self._take(await self._ports.prepare(names[0]))
-        return self._take(await self._ports.pick(names, candidate))
+            draft = await self._ports.prepare(names[0])
+        else:
+            draft = await self._ports.pick(names, candidate)
+        check_tokenizer(record, draft.tokenizer_fingerprint)
+        self._taken_for = record
+        return self._take(draft)
 
     def _take(self, draft: Draft) -> Worker:
         self._draft = draft
@@ -165,6 +233,7 @@ class JoinLoop:
         return self._worker
 
     async def _serve(self, worker: Worker, candidate: FoundCoordinator) -> None:
+        """Raises Refused where it is of no use to ask again."""
         log.info("joining %s", candidate.address)
         end: LinkEnd | Refused | None = None
         try:

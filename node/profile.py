@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
@@ -12,7 +11,9 @@ from node.acceptance import first_guess_acceptance
 from node.choice import Choice, Measured, Surroundings, choose
 from node.drafter import DrafterSettings
 from node.join import Draft
-from node.selection import NoFit
+from node.selection import NoFit, check_tokenizer
+from node.unfit import without_frames
+from specedge_p2p.identity.record import CoordinatorRecord
 from specedge_p2p.lm.ports import ModelError
 from specedge_p2p.overlay.discovery import FoundCoordinator
 from specedge_p2p.overlay.ports import Overlay
@@ -71,14 +72,6 @@ class ProfileFile:
             log.warning("cannot keep the profile in %s: %s", self._path, error.strerror)
 
 
-@dataclass(frozen=True, slots=True)
-class Picked:
-    """The draft model to join with, and the table by which it was chosen."""
-
-    draft: Draft
-    choice: Choice
-
-
 Prepare = Callable[[str], Awaitable[Draft]]
 Measure = Callable[[Callable[[], float]], Awaitable[float]]
 """Runs a measurement that blocks."""
@@ -110,21 +103,21 @@ class DraftChooser:
         self._added_round_trip_s = added_round_trip_s
 
     async def pick(self, names: Sequence[str], coordinator: FoundCoordinator) -> Draft:
-        """The best of several models; the first where the coordinator gives no sample.
+        """The best of several models; the first that fits where the coordinator gives no sample.
 
         Raises ModelError where none can be loaded, NoFit where none has the target's tokenizer.
         """
         try:
             sample = await fetch_sample(self._overlay, coordinator.address)
         except SampleError as error:
-            log.info("draft models cannot be compared (%s): taking %s", error, names[0])
-            return await self._prepare(names[0])
+            log.info("draft models cannot be compared: %s", error)
+            return await self._first_that_fits(names, coordinator.record)
         around = self.surroundings(sample, coordinator)
         draft = await self._known_best(names, sample, around)
         if draft is None:
-            picked = await self.measure(names, sample, around)
-            draft = picked.draft
-            log.info("%s", picked.choice.why)
+            choice = await self.measure(names, sample, around)
+            log.info("%s", choice.why)
+            draft = await self._prepare(choice.best.name)
         return draft
 
     def surroundings(self, sample: DraftSample, coordinator: FoundCoordinator) -> Surroundings:
@@ -136,44 +129,61 @@ class DraftChooser:
 
     async def measure(
         self, names: Sequence[str], sample: DraftSample, around: Surroundings
-    ) -> Picked:
-        """Load and measure one model after the other; never more than two are in memory."""
+    ) -> Choice:
+        """Load and measure one model after the other, each alone in memory.
+
+        A model takes a cache as large as the memory that is free: beside another it would have
+        less than it has in the end, and would leave the other's share to nobody.
+        """
         entries: list[ProfileEntry] = []
-        best: Draft | None = None
-        problem: Exception = NoFit("there is no draft model to choose from")
+        problems: list[Exception] = []
         for name in names:
             try:
-                draft = await self._prepare(name)
-                entries.append(await self._entry(draft, sample))
+                entries.append(await self._measured(name, sample))
             except (ModelError, NoFit) as error:
-                log.warning("%s is left out: %s", name, error)
-                problem = error
-                continue
-            if choose([e.measured for e in entries], around).best.name == name:
-                best = draft
-        if best is None:
-            raise problem
+                problems.append(_left_out(name, error))
+        if not entries:
+            raise _most_telling(problems)
         self._profiles.remember(entries)
-        return Picked(best, choose([entry.measured for entry in entries], around))
+        return choose([entry.measured for entry in entries], around)
+
+    async def _first_that_fits(self, names: Sequence[str], record: CoordinatorRecord) -> Draft:
+        problems: list[Exception] = []
+        for name in names:
+            try:
+                return await self._fitting(name, record)
+            except (ModelError, NoFit) as error:
+                problems.append(_left_out(name, error))
+        raise _most_telling(problems)
+
+    async def _fitting(self, name: str, record: CoordinatorRecord) -> Draft:
+        draft = await self._prepare(name)
+        check_tokenizer(record, draft.tokenizer_fingerprint)
+        return draft
 
     async def _known_best(
         self, names: Sequence[str], sample: DraftSample, around: Surroundings
     ) -> Draft | None:
-        """The best by what was measured before, unless its weights have changed."""
+        """The best by what was measured before, unless it has changed or is gone."""
         target = _target(sample)
         entries = [self._profiles.find(name, self._machine, target) for name in names]
         known = [entry for entry in entries if entry is not None]
         if len(known) < len(names):
             return None
         choice = choose([entry.measured for entry in known], around)
-        draft = await self._prepare(choice.best.name)
+        try:
+            draft = await self._prepare(choice.best.name)
+        except ModelError:  # it is gone: measuring leaves it out, and says why
+            return None
         fingerprints = {entry.model: entry.fingerprint for entry in known}
         if draft.model.info.fingerprint.hex() != fingerprints[draft.name]:
             return None
         log.info("%s (measured before)", choice.why)
         return draft
 
-    async def _entry(self, draft: Draft, sample: DraftSample) -> ProfileEntry:
+    async def _measured(self, name: str, sample: DraftSample) -> ProfileEntry:
+        """The model itself is gone when this returns."""
+        draft = await self._prepare(name)
         if draft.tokenizer_fingerprint != sample.tokenizer_fingerprint:
             raise NoFit(
                 f"the draft model's tokenizer does not fit the target {sample.target_model}"
@@ -186,6 +196,19 @@ class DraftChooser:
             acceptance=await self._run(lambda: first_guess_acceptance(draft.model, sample)),
             level_time_s=draft.measured.level_time_s(DrafterSettings().growth.beam_width),
         )
+
+
+def _left_out(name: str, error: Exception) -> Exception:
+    log.warning("%s is left out: %s", name, error)
+    return without_frames(error)
+
+
+def _most_telling(problems: Sequence[Exception]) -> Exception:
+    """A model that does not fit here may fit elsewhere; one that cannot be loaded fits nowhere."""
+    for problem in problems:
+        if isinstance(problem, NoFit):
+            return problem
+    return problems[0] if problems else NoFit("there is no draft model to choose from")
 
 
 def _target(sample: DraftSample) -> str:

@@ -69,8 +69,7 @@ async def _profile_for(
         settings.link_delay_s * settings.stretch,
     )
     around = chooser.surroundings(sample, found)
-    picked = await chooser.measure(names, sample, around)
-    show(picked.choice, console)
+    show(await chooser.measure(names, sample, around), console)
     console.print(f"kept in {settings.profile_file}", soft_wrap=True)
 
 

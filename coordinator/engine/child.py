@@ -13,7 +13,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import msgspec
 
@@ -25,7 +25,7 @@ from coordinator.engine.framing import (
     decode_to_engine,
     encode,
 )
-from coordinator.engine.measure import NO_PRICE, measure_level, measure_step
+from coordinator.engine.measure import NO_PRICE, StepPrice, measure_level, measure_step
 from coordinator.engine.messages import (
     AddVertices,
     CloseSession,
@@ -36,7 +36,7 @@ from coordinator.engine.messages import (
     ToEngine,
     VerificationBatch,
 )
-from coordinator.engine.models import LoadModels, load_models, on_device
+from coordinator.engine.models import EngineModels, LoadModels, load_models, on_device
 from coordinator.engine.settings import EngineLimits, EngineSettings
 from specedge_p2p.errors import ClearError
 from specedge_p2p.garbage import look_for_cycles_rarely
@@ -199,30 +199,55 @@ def with_tally(done: StepDone, tally: PaddingTally) -> StepDone:
     )
 
 
-def serve(sock: socket.socket, settings: EngineSettings, load: LoadModels) -> int:
-    """The child's life; returns its exit code."""
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What a child runs on, and what was measured of it."""
+
+    models: EngineModels
+    device: EmulatedDevice | None
+    step: StepPrice
+    level: StepPrice
+
+
+def _load(settings: EngineSettings, load: LoadModels) -> _Loaded:
+    """Raises ClearError, also where the first forwards find no memory left."""
+    device = emulated_device(settings.emulate, settings.stretch)
+    models = on_device(load(settings), device)
+    step = measure_step(models.target, time.monotonic, settings.step_floor_s)
+    level = NO_PRICE if models.draft is None else measure_level(models.draft, time.monotonic)
+    return _Loaded(models, device, step, level)
+
+
+def serve(
+    sock: socket.socket,
+    settings: EngineSettings,
+    load: LoadModels,
+    on_loaded: Callable[[], None] | None = None,
+) -> int:
+    """The child's life; returns its exit code.
+
+    `on_loaded` is called when everything that stays is there.
+    """
     connection = Connection(sock)
     try:
         try:
-            device = emulated_device(settings.emulate, settings.stretch)
-            models = on_device(load(settings), device)
+            loaded = _load(settings, load)
         except ClearError as error:
             connection.send(LoadFailed(str(error)))
             return 2
-        draft = models.draft
-        step = measure_step(models.target, time.monotonic, settings.step_floor_s)
-        level = NO_PRICE if draft is None else measure_level(draft, time.monotonic)
+        models, device = loaded.models, loaded.device
         limits = EngineLimits(max_sessions=settings.max_sessions)
-        core = EngineCore(models.target, time.monotonic, limits, draft)
-        connection.send(core.ready(step, level))
+        core = EngineCore(models.target, time.monotonic, limits, models.draft)
+        connection.send(core.ready(loaded.step, loaded.level))
         child = EngineChild(connection, core, settings.step_floor_s, device=device)
         if device is not None:
             device.tally.clear()
             device.idle = child.idle
-        for model in (models.target, draft):
+        for model in (models.target, models.draft):
             if isinstance(model, BusyModel):
                 model.while_busy = child.hear_while
-        look_for_cycles_rarely()
+        if on_loaded is not None:
+            on_loaded()
         child.run()
     except FrameError as error:
         sys.stderr.write(f"engine: {error}\n")
@@ -242,4 +267,4 @@ def run_child(argv: list[str], load: LoadModels = load_models) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's to answer
     settings = msgspec.json.decode(argv[1], type=EngineSettings)
     with socket.socket(fileno=int(argv[0])) as sock:
-        return serve(sock, settings, load)
+        return serve(sock, settings, load, look_for_cycles_rarely)

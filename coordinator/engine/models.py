@@ -7,8 +7,12 @@ from dataclasses import dataclass
 
 from coordinator.engine.settings import EngineSettings
 from specedge_p2p.lm.emulated import EmulatedDevice
-from specedge_p2p.lm.kv_memory import KvMemory
+from specedge_p2p.lm.kv_memory import MAX_CONTEXTS, KvMemory
 from specedge_p2p.lm.ports import LanguageModel, ModelError
+
+GPU_DRAFT_MEMORY = KvMemory(share=0.05, max_contexts=MAX_CONTEXTS)
+"""Of a draft model beside the target on a GPU. Small, because the target's weights are still to
+come: a draft model that is short of rows drafts for fewer sessions, a target serves fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +30,21 @@ LoadModels = Callable[[EngineSettings], EngineModels]
 def load_models(settings: EngineSettings) -> EngineModels:
     """Load the real thing; imports torch, so only the child may call it. Raises ModelError."""
     memory = KvMemory.parse(settings.kv_memory) if settings.kv_memory else None
-    target = _load_target(settings, settings.cache_rows or memory)
     if not settings.draft_model:
-        return EngineModels(target)
+        return EngineModels(_load_target(settings, settings.cache_rows or memory))
+    if _is_gpu(settings.device):
+        # First the draft model's small share: after the target there would be nothing left for it,
+        # and after both nothing for the forwards.
+        draft = _load(settings, settings.draft_model, settings.cache_rows or GPU_DRAFT_MEMORY)
+        return EngineModels(_load_target(settings, settings.cache_rows or memory), draft)
+    target = _load_target(settings, settings.cache_rows or memory)
     return EngineModels(target, _load(settings, settings.draft_model, settings.cache_rows or None))
+
+
+def _is_gpu(device: str) -> bool:
+    from specedge_p2p.lm.free_memory import is_gpu
+
+    return is_gpu(device)
 
 
 def _load_target(settings: EngineSettings, cache_rows: int | KvMemory | None) -> LanguageModel:

@@ -11,9 +11,16 @@ _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
+def is_gpu(device: str) -> bool:
+    """Whether a device, spelt as `load_model` takes it, is one."""
+    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+
+
 def free_memory(device: torch.device) -> FreeMemory:
     if device.type == "cuda":
-        return FreeMemory(int(torch.cuda.mem_get_info(device)[0]), is_gpu=True)
+        # What torch keeps of earlier models is not free for the driver, but it is for the next.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return FreeMemory(int(torch.cuda.mem_get_info(device)[0]) + kept, is_gpu=True)
     free = [_available_bytes()]
     if (limit := _cgroup_bytes("memory.max")) is not None:
         free.append(max(0, limit - (_cgroup_bytes("memory.current") or 0)))

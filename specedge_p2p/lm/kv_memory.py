@@ -20,10 +20,17 @@ _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 
 @dataclass(frozen=True, slots=True)
 class KvMemory:
-    """A wish for the cache: bytes, or a share of the memory that is free (0: the other one)."""
+    """A wish for the cache.
+
+    Args:
+        num_bytes: of it, or 0 for a share.
+        share: of the memory that is free, or 0 for bytes.
+        max_contexts: full contexts of the model that are enough, 0 for any number.
+    """
 
     num_bytes: int = 0
     share: float = 0.0
+    max_contexts: int = 0
 
     @classmethod
     def parse(cls, text: str) -> "KvMemory":
@@ -78,14 +85,15 @@ def plan_cache(
     """
     if wish is None:
         share = GPU_SHARE if free.is_gpu else HOST_SHARE
-        num_bytes = min(int(free.num_bytes * share), MAX_CONTEXTS * max_context * row_bytes)
-    else:
-        num_bytes = wish.num_bytes or int(free.num_bytes * wish.share)
-        if num_bytes > free.num_bytes:
-            raise ModelError(
-                f"a cache of {say_bytes(num_bytes)} does not fit: {say_bytes(free.num_bytes)} of "
-                "memory are free; give a smaller --kv-memory"
-            )
+        wish = KvMemory(share=share, max_contexts=MAX_CONTEXTS)
+    num_bytes = wish.num_bytes or int(free.num_bytes * wish.share)
+    if num_bytes > free.num_bytes:
+        raise ModelError(
+            f"a cache of {say_bytes(num_bytes)} does not fit: {say_bytes(free.num_bytes)} of "
+            "memory are free; give a smaller --kv-memory"
+        )
+    if wish.max_contexts:
+        num_bytes = min(num_bytes, wish.max_contexts * max_context * row_bytes)
     num_rows = num_bytes // row_bytes
     least = min(max_context, MIN_ROWS)
     if num_rows < least:

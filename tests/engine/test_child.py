@@ -1,6 +1,9 @@
 """The child's loop, in a thread of the test: what it answers, and when it leaves."""
 
+import gc
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +25,9 @@ from coordinator.engine.messages import (
     StepDone,
     ToEngine,
 )
+from coordinator.engine.models import EngineModels, LoadModels
 from coordinator.engine.settings import EngineLimits, EngineSettings
-from specedge_p2p.lm.ports import Rows, TokenIds
+from specedge_p2p.lm.ports import Children, OutOfCache, Rows, TokenIds
 from specedge_p2p.lm.toy import ToyModel, toy_decode
 from specedge_p2p.noise import noise_key, seed_bytes
 from tests.support.engine import GREEDY, batch, open_session, vertices
@@ -35,7 +39,7 @@ SETTINGS = EngineSettings("toy", max_sessions=2)
 class Child:
     """A child in a thread, and the parent's end of its socket."""
 
-    def __init__(self, settings: EngineSettings) -> None:
+    def __init__(self, settings: EngineSettings, load: LoadModels = load) -> None:
         self.sock, theirs = socket.socketpair()
         self.sock.settimeout(10)
         self.exit_code: int | None = None
@@ -103,6 +107,59 @@ def test_it_says_why_it_cannot_load() -> None:
     assert child.hear() == LoadFailed("there is no model named missing")
     assert child.join() == 2
     child.close()
+
+
+class NoRoom(ToyModel):
+    """It could be loaded, but no memory is left for its forwards."""
+
+    def choose(self, batch: Sequence[Rows]) -> list[TokenIds]:
+        raise OutOfCache("no memory is left for the forward")
+
+    def expand(self, batch: Sequence[Rows], branch_width: int) -> list[Children]:
+        raise OutOfCache("no memory is left for the level")
+
+
+@pytest.mark.parametrize(
+    ("models", "text"),
+    [
+        (EngineModels(NoRoom(PARAMS)), "no memory is left for the forward"),
+        (EngineModels(ToyModel(PARAMS), NoRoom(PARAMS)), "no memory is left for the level"),
+    ],
+)
+def test_it_says_that_the_first_forwards_find_no_memory(models: EngineModels, text: str) -> None:
+    child = Child(SETTINGS, lambda _: models)
+    assert child.hear() == LoadFailed(text)
+    assert child.join() == 2
+    child.close()
+
+
+def test_the_collector_of_another_process_is_left_alone() -> None:
+    before = gc.get_threshold(), gc.get_freeze_count()
+    child = Child(SETTINGS)
+    assert isinstance(child.hear(), Ready)
+    child.say(open_session(1, [5, 6]), batch([1]))
+    assert isinstance(child.hear(), StepDone)  # so it has come to its loop
+    assert (gc.get_threshold(), gc.get_freeze_count()) == before
+    child.close()
+
+
+ENGINE_PROCESS = """
+import gc, socket
+from coordinator.engine.child import arguments, run_child
+from coordinator.engine.settings import EngineSettings
+from tests.support.toy_engine import load
+ours, theirs = socket.socketpair()
+ours.shutdown(socket.SHUT_WR)
+args = arguments(theirs, EngineSettings("toy"))
+theirs.detach()
+assert run_child(args, load) == 0
+assert gc.get_freeze_count() > 1000
+assert gc.get_threshold()[0] > 10_000
+"""
+
+
+def test_in_its_own_process_the_collector_looks_rarely() -> None:
+    subprocess.run([sys.executable, "-c", ENGINE_PROCESS], check=True)
 
 
 def test_law7_bounded_steps_wait_in_the_socket(child: Child) -> None:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specedge_p2p.lm.free_memory import free_memory
+from specedge_p2p.lm.free_memory import free_memory, is_gpu
 from specedge_p2p.lm.kv_memory import (
     MAX_CONTEXTS,
     MIN_ROWS,
@@ -53,7 +53,7 @@ def test_what_is_no_size_is_said(text: str) -> None:
     is_gpu=st.booleans(),
     wish=st.none()
     | st.builds(KvMemory, num_bytes=st.integers(1, 1 << 38))
-    | st.builds(KvMemory, share=st.floats(0.01, 1)),
+    | st.builds(KvMemory, share=st.floats(0.01, 1), max_contexts=st.integers(0, 9)),
 )
 def test_law7_bounded_a_plan_never_takes_more_than_is_free_or_wished(
     row_bytes: int, max_context: int, free_bytes: int, is_gpu: bool, wish: KvMemory | None
@@ -68,6 +68,8 @@ def test_law7_bounded_a_plan_never_takes_more_than_is_free_or_wished(
     assert plan.num_rows * row_bytes <= free_bytes
     if wish is None:
         assert plan.num_rows <= MAX_CONTEXTS * max_context
+    elif wish.max_contexts:
+        assert plan.num_rows <= wish.max_contexts * max_context
     elif wish.num_bytes:
         assert plan.num_rows == wish.num_bytes // row_bytes
 
@@ -77,6 +79,7 @@ def test_by_default_a_share_of_what_is_free_and_not_more_than_anybody_needs() ->
     assert plan_cache(1 << 20, 100_000, FreeMemory(10 * GIB, is_gpu=True), None).num_rows == 8192
     assert plan_cache(1, 100, HOST, None).num_rows == 6400
     assert plan_cache(1, 100, HOST, KvMemory(7000)).num_rows == 7000
+    assert plan_cache(1, 100, HOST, KvMemory(share=0.5, max_contexts=70)).num_rows == 7000
 
 
 def test_a_context_that_does_not_fit_is_cut() -> None:
@@ -109,6 +112,36 @@ def test_this_machine_has_memory() -> None:
     free = free_memory(torch.device("cpu"))
     assert not free.is_gpu
     assert 1 << 20 < free.num_bytes < 1 << 50
+
+
+def test_what_torch_keeps_of_earlier_models_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """10 GiB of a GPU hold a model, 4 GiB held one, and 6 GiB were never asked for."""
+    gpu = torch.device("cuda:1")
+    told: dict[str, object] = {
+        "mem_get_info": (6 * GIB, 20 * GIB),
+        "memory_reserved": 14 * GIB,
+        "memory_allocated": 10 * GIB,
+    }
+
+    def tell(name: str) -> None:
+        def answer(device: torch.device) -> object:
+            assert device == gpu
+            return told[name]
+
+        monkeypatch.setattr(torch.cuda, name, answer)
+
+    for name in told:
+        tell(name)
+    assert free_memory(gpu) == FreeMemory(10 * GIB, is_gpu=True)
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_auto_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch, has_gpu: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    assert [is_gpu(name) for name in ("cpu", "cuda", "cuda:1", "auto")] == [
+        *(False, True, True),
+        has_gpu,
+    ]
 
 
 def test_a_loaded_model_has_the_cache_that_was_wished() -> None:

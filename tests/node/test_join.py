@@ -1,51 +1,18 @@
 """The join loop in virtual time: which coordinator, how often, and how it leaves."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import trio
 
-from node.drafter import LevelDone
-from node.hardware import Benchmark, LevelTime
-from node.join import Draft, JoinLoop, JoinPorts
 from node.link_life import Refused
-from node.receipts import ReceiptBook
-from node.selection import NoFit, draft_models_for, in_order
+from node.selection import NoFit, check_tokenizer, draft_models_for, in_order
 from node.settings import NodeSettings
-from node.worker import run_io_inline
-from specedge_p2p.identity.keys import Identity
-from specedge_p2p.identity.record import CoordinatorRecord
-from specedge_p2p.lm.toy import ToyModel, ToyParams
 from specedge_p2p.overlay.discovery import FoundCoordinator
-from specedge_p2p.overlay.memory import MemoryNetwork, address_of
 from specedge_p2p.overlay.ports import DRAFT_PROTOCOL
 from specedge_p2p.wire.messages import Goodbye, Resume
-from tests.support.scripted_coordinator import ScriptedCoordinator
-
-HERE, THERE, ELSEWHERE = (Identity.generate() for _ in range(3))
-FINGERPRINT = b"t" * 16
-
-
-def found(
-    identity: Identity = THERE,
-    round_trip_s: float = 0.01,
-    load: float = 0.0,
-    fingerprints: tuple[bytes, ...] = (FINGERPRINT,),
-    drafts: tuple[str, ...] = ("toy-draft", "other"),
-) -> FoundCoordinator:
-    address = address_of(identity.peer_id)
-    record = CoordinatorRecord(
-        peer_id=identity.peer_id,
-        addresses=(address,),
-        target_models=("toy",),
-        tokenizer_fingerprints=fingerprints,
-        draft_models=drafts,
-        load=load,
-        sequence=1,
-        expires_at_s=1e12,
-    )
-    return FoundCoordinator(record, address, round_trip_s)
+from tests.support.join_world import ELSEWHERE, FINGERPRINT, HERE, THERE, World, by_hand, found
 
 
 def names(candidates: Sequence[FoundCoordinator]) -> list[str]:
@@ -63,12 +30,11 @@ def test_near_idle_and_given_coordinators_come_first() -> None:
 
 
 def test_only_a_fitting_tokenizer_is_asked() -> None:
-    stranger, friend = found(THERE, fingerprints=(b"x" * 16,)), found(ELSEWHERE, 1.0)
-    assert names(in_order([stranger, friend], FINGERPRINT)) == names([friend])
-    assert in_order([], FINGERPRINT) == ()
-    with pytest.raises(NoFit, match="does not fit"):
-        in_order([stranger], FINGERPRINT)
-    assert in_order([found(fingerprints=())], FINGERPRINT)  # left to the handshake
+    check_tokenizer(found().record, FINGERPRINT)
+    check_tokenizer(found(fingerprints=(b"x" * 16, FINGERPRINT)).record, FINGERPRINT)
+    check_tokenizer(found(fingerprints=()).record, FINGERPRINT)  # left to the handshake
+    with pytest.raises(NoFit, match=r"does not fit .* toy"):
+        check_tokenizer(found(fingerprints=(b"x" * 16,)).record, FINGERPRINT)
 
 
 def test_auto_stands_for_the_first_suggestions() -> None:
@@ -82,44 +48,18 @@ def test_auto_stands_for_the_first_suggestions() -> None:
         draft_models_for(("auto",), found(drafts=()).record)
 
 
-class World:
-    """A network, a coordinator, and a join loop whose parts are all inside this process."""
-
-    def __init__(self, settings: NodeSettings) -> None:
-        self.network = MemoryNetwork()
-        self.coordinator = ScriptedCoordinator(THERE)
-        self.book = ReceiptBook(None, HERE.peer_id)
-        self.prepared: list[str] = []
-        self.asked: list[float] = []
-        self.found: list[FoundCoordinator] = [found()]
-        ports = JoinPorts(
-            overlay=self.network.join(HERE.peer_id),
-            find=self._find,
-            prepare=self._prepare,
-            receipts=self.book,
-            jitter=lambda: 0.0,
-            run_level=_run_level,
-            run_io=run_io_inline,
-        )
-        self.loop = JoinLoop(settings, ports, "test")
-
-    async def _find(self) -> list[FoundCoordinator]:
-        self.asked.append(trio.current_time())
-        await trio.lowlevel.checkpoint()
-        return self.found
-
-    async def _prepare(self, name: str) -> Draft:
-        self.prepared.append(name)
-        await trio.sleep(1)
-        model = ToyModel(ToyParams(eos_bias=-60.0, perturbation=0.5))
-        return Draft(
-            name, model, FINGERPRINT, Benchmark((LevelTime(4, 0.004), LevelTime(16, 0.004)))
-        )
-
-
-async def _run_level(level: Callable[[], LevelDone]) -> LevelDone:
-    await trio.sleep(0.004)
-    return level()
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("/etc", "~nobody/x", "..", "a/..", "a b/c", "a/b\n", "a\0b/c", "a--b/c", "a/b.git"),
+        *("a/b/c", "", "x" * 97, "\u00e4/b"),
+    ],
+)
+def test_a_stranger_suggests_names_of_the_hub_alone(name: str) -> None:
+    """Others are not even tried: some would end the process, others name what lies on its disk."""
+    record = found(drafts=(name, "Qwen/Qwen3-1.7B", "demo-draft")).record
+    assert draft_models_for(("auto",), record) == ("Qwen/Qwen3-1.7B", "demo-draft")
+    assert draft_models_for((name,), record) == (name,)  # the user may
 
 
 async def test_a_node_drafts_leaves_and_says_goodbye(
@@ -210,7 +150,8 @@ async def test_leaving_while_nobody_answers_is_at_once(
 async def test_a_final_refusal_ends_the_loop_and_others_do_not(
     autojump_clock: object, tmp_path: Path
 ) -> None:
-    world = World(NodeSettings(tmp_path))
+    """Of the one coordinator that was given by hand."""
+    world = World(by_hand(tmp_path))
     world.coordinator.refusal = ("full", "9 nodes are connected")
     overlay = world.network.join(THERE.peer_id)
     async with overlay.serve(DRAFT_PROTOCOL, world.coordinator.handle), trio.open_nursery() as n:
