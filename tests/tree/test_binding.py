@@ -1,9 +1,7 @@
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -328,21 +326,3 @@ def test_no_row_is_more_probable_than_its_parent_or_covered_beyond_itself(case: 
         below[parent] += prob
     for prob, covered, chosen in zip(rows.probs, rows.covered, below, strict=True):
         assert min(chosen, prob) - 1e-9 <= covered <= prob
-
-
-def test_binding_eight_sessions_takes_far_less_than_a_step() -> None:
-    rng = np.random.default_rng(3)
-    trees = []
-    for _ in range(8):
-        parents = [int(rng.integers(0, max(1, index // 3))) for index in range(1, 257)]
-        vertices = [(p, i, float(-rng.exponential(2))) for i, p in enumerate(parents, 1)]
-        trees.append(received((1, vertices)))
-    guess = NgramGuess(4, tuple(range(1, 9)))
-    limits = BindLimits(0.01, 8, 24)
-    best = math.inf
-    for _ in range(100):
-        begun = time.perf_counter()
-        for tree in trees:
-            bind(9, [SourceTree(1, tree)], guess, 0.5, limits)
-        best = min(best, time.perf_counter() - begun)
-    assert best < 0.002  # about 0.4 ms; the slack is for a loaded machine
