@@ -199,9 +199,10 @@ class GpuForward:
         with _current(self._device):
             return self._logits(entries)
 
-    def stop_capturing(self) -> None:
-        """Shapes that were captured stay; others run without a graph."""
+    def give_up_graphs(self) -> None:
+        """From here on every forward runs without."""
         self._record = None
+        self._slots.clear()
 
     def _logits(self, entries: Sequence[PlannedRows]) -> Tensor:
         least = shape_of(entries, self._tile_rows)
@@ -232,14 +233,13 @@ class GpuForward:
         try:
             slot.run = self._record(lambda: self._compute(slot))
         except torch.OutOfMemoryError:
-            self._record = None
-            self._slots.clear()
+            self.give_up_graphs()
             return None
         self._slots[shape] = slot
         self.tally.num_graphs += 1
         self._graph_bytes += max(0, num_free - free_bytes(self._device))
         if self._graph_bytes > self._most_bytes:
-            self.stop_capturing()
+            self._record = None  # those that are there stay
         return slot
 
     def _send(self, slot: _Slot, entries: Sequence[PlannedRows]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -196,11 +197,11 @@ def test_choices_follow_the_filtered_softmax(sampling: SamplingParams) -> None:
     assert chi_square < freedom + 4.3 * math.sqrt(2 * freedom) + 8
 
 
-class _Device(TorchDispatchMode):
+class _Device(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Watches what runs on the meta device, which stands for a GPU: it has shapes and no values."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.largest_bytes = 0
 
     def __torch_dispatch__(
@@ -217,11 +218,11 @@ class _Device(TorchDispatchMode):
         return result
 
 
-class _Copies(TorchFunctionMode):  # type: ignore[no-untyped-call]
+class _Copies(TorchFunctionMode):
     """Tensors made of numbers right on a device, and copies to it that may wait."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.num_waits = self.num_copies = 0
 
     def __torch_function__(
@@ -246,7 +247,7 @@ def test_law7_bounded_memory_for_choosing_on_a_gpu(temperature: float) -> None:
     num_rows, vocab_size = 512, 151_936
     logits = torch.empty((num_rows, vocab_size), dtype=torch.bfloat16, device="meta")
     draws = Draws([SamplingParams(temperature)] * num_rows, [bytes(16)] * num_rows, [5] * num_rows)
-    for choose in (choose_tokens, lambda *step: torch_rank(*step, 8)):
+    for choose in (choose_tokens, partial(torch_rank, branch_width=8)):
         with _Device() as device:
             choose(logits, draws)
         assert 0 < device.largest_bytes <= 1 << 27, choose
