@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -26,10 +27,10 @@ from specedge_p2p.lm.gpu_forward import (
     eager_shape,
     graph_shape,
 )
-from specedge_p2p.lm.ports import ModelInfo
+from specedge_p2p.lm.ports import ModelInfo, SamplingParams
 from specedge_p2p.lm.runner import TransformersModel
 from specedge_p2p.lm.tree_attention import register_attention
-from tests.support.parallel_leader import play
+from tests.support.parallel_leader import play, tree
 from tests.support.tiny_llama import tiny_runner
 
 SHAPES = st.builds(
@@ -149,6 +150,25 @@ def test_law7_bounded_graphs_take_a_bounded_part_of_what_is_left(
     assert memory.num_graphs == 3  # the one that passes the cap is the last
     assert gpu.tally.num_eager > 0
     assert gpu.tally.num_replays >= 3
+
+
+def test_an_eager_forward_compiles_no_kernel_for_its_own_number_of_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runner = tiny_runner(dtype=torch.float32)
+    gpu = runner._gpu = forward_in(Memory(0, 1), runner, monkeypatch)
+    shapes: list[FlatShape] = []
+
+    def compute(self: GpuForward, slot: Any) -> torch.Tensor:  # noqa: ANN401
+        shapes.append(slot.shape)
+        return torch.zeros(slot.shape.num_outputs, runner.info.vocab_size)
+
+    monkeypatch.setattr(GpuForward, "_compute", compute)
+    runner.add_sequence(0, SamplingParams(0.0), bytes(16))
+    [tokens] = runner.choose([tree(0, np.arange(3, 43), 0)])
+    assert len(tokens) == 40
+    assert gpu.tally.num_eager == 1
+    assert [(shape.num_rows, shape.num_words) for shape in shapes] == [(40, 4)]
 
 
 def test_what_torch_keeps_for_later_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
