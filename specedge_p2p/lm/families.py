@@ -9,6 +9,7 @@ from typing import Any
 from specedge_p2p.lm.ports import ModelError
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
+_TURNING = ("longrope", "dynamic")
 
 
 def check_layer_kinds(name: str, text_config: Any) -> None:  # noqa: ANN401
@@ -51,9 +52,18 @@ def longest_context(name: str, text_config: Any) -> int:  # noqa: ANN401
     longest = getattr(text_config, "max_position_embeddings", None)
     if not isinstance(longest, int):
         raise ModelError(f"{name}: its config states no longest context: not supported")
+    for part in _turning_ropes(text_config):
+        longest = min(longest, int(part.get("original_max_position_embeddings", longest)))
+    return longest
+
+
+def turns_with_length(text_config: Any) -> bool:  # noqa: ANN401
+    """Whether rotary embeddings look, in every forward, how long the longest text is."""
+    return bool(_turning_ropes(text_config))
+
+
+def _turning_ropes(text_config: Any) -> list[Mapping[str, Any]]:  # noqa: ANN401
+    """The rotary parameters that change with the length, of all layers or of a kind of them."""
     rope = getattr(text_config, "rope_parameters", None) or {}
     by_layer_kind = [part for part in rope.values() if isinstance(part, dict)]
-    for part in (rope, *by_layer_kind):
-        if part.get("rope_type") in ("longrope", "dynamic"):
-            longest = min(longest, int(part.get("original_max_position_embeddings", longest)))
-    return longest
+    return [part for part in (rope, *by_layer_kind) if part.get("rope_type") in _TURNING]

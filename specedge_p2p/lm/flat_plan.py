@@ -10,7 +10,8 @@ in `tail` is set: one rule for prompt chunks, trees and plain rows.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,8 @@ from specedge_p2p.lm.tree_attention import PlannedRows
 Column = npt.NDArray[np.int32]
 WORD_BITS = 32
 MAX_WORDS = MAX_TAIL_SLOTS // WORD_BITS
+ALIGNED_ELEMENTS = 4
+"""Columns begin at multiples of 16 bytes: for each other alignment kernels are compiled anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +45,10 @@ class FlatShape:
     num_words: int
     num_pages: int
 
-    def holds(self, other: "FlatShape") -> bool:
-        """Whether the other fits into this one by padding."""
-        return all(getattr(self, f.name) >= getattr(other, f.name) for f in fields(self))
-
 
 @dataclass(frozen=True, slots=True)
 class FlatColumns:
-    """Views of one buffer, by name; on the host and, by `column_sizes`, on the device.
+    """Views of one buffer, by name; on the host and, by `column_spans`, on the device.
 
     Tiles name their entry's pages, prefix and last visible row themselves, so that there is no
     column of entries.
@@ -69,21 +68,25 @@ class FlatColumns:
     pages: Column  # [P]
 
 
-def column_sizes(shape: FlatShape) -> dict[str, int]:
-    """Elements of every column of a buffer, in order."""
+def column_spans(shape: FlatShape) -> list[slice]:
+    """Where the columns lie in a buffer, in order."""
     rows, tiles = shape.num_rows, shape.num_tiles
     sizes = [rows, rows, rows, rows, rows * shape.num_words, shape.num_outputs]
     sizes += [tiles] * 5 + [shape.num_pages]
-    return {f.name: size for f, size in zip(fields(FlatColumns), sizes, strict=True)}
+    starts = accumulate((_aligned(size) for size in sizes), initial=0)
+    return [slice(start, start + size) for start, size in zip(starts, sizes, strict=False)]
 
 
 def columns_of(buffer: Column, shape: FlatShape) -> FlatColumns:
-    ends = np.cumsum(list(column_sizes(shape).values()))
-    return FlatColumns(*np.split(buffer[: ends[-1]], ends[:-1]))
+    return FlatColumns(*(buffer[span] for span in column_spans(shape)))
 
 
 def buffer_size(shape: FlatShape) -> int:
-    return sum(column_sizes(shape).values())
+    return int(column_spans(shape)[-1].stop)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNED_ELEMENTS) * ALIGNED_ELEMENTS
 
 
 def shape_of(entries: Sequence[PlannedRows], tile_rows: int) -> FlatShape:

@@ -4,22 +4,25 @@ Launching the hundreds of small kernels of a forward one by one takes longer tha
 compute. A captured graph is launched as one, but its shapes are fixed: a step is padded up to a
 shape of a coarse grid, whose graph is captured when it is first needed. All graphs share one
 memory pool, since no two run at once; what comes after the cap on its memory, or is larger than
-any captured shape, as most prompt chunks are, runs without.
+any captured shape, as most prompt chunks are, runs without. When there is no memory for one more
+graph, all are given up: forwards need it more.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from specedge_p2p.lm.families import turns_with_length
 from specedge_p2p.lm.flat_plan import (
     MAX_WORDS,
     FlatShape,
     buffer_size,
-    column_sizes,
+    column_spans,
     columns_of,
     fill,
     shape_of,
@@ -31,7 +34,11 @@ from specedge_p2p.lm.tree_attention import PlannedRows
 MAX_GRAPH_ROWS = 512
 """Larger forwards compute longer than they are launched."""
 MAX_GRAPH_BYTES = 2 << 30
+GRAPH_SHARE = 1 / 3
+"""Of what is free beside weights and cache: the rest is for forwards and for choosing tokens."""
 MAX_GRAPHS = 128
+MAX_HEAD_DIM = 256
+"""Larger heads do not fit the kernel's blocks."""
 
 Compute = Callable[[], Tensor]
 Record = Callable[[Compute], Compute]
@@ -65,9 +72,18 @@ def graph_shape(least: FlatShape) -> FlatShape | None:
         num_rows=_coarse(least.num_rows),
         num_tiles=_power(least.num_tiles, 1),
         num_outputs=_coarse(max(1, least.num_outputs)),
-        num_words=min(MAX_WORDS, _power(least.num_words, 2)),
+        num_words=_coarse_words(least.num_words),
         num_pages=max(1024, _power(least.num_pages, 2)),
     )
+
+
+def eager_shape(least: FlatShape) -> FlatShape:
+    """The shape to run without a graph: for another number of words a kernel is compiled anew."""
+    return replace(least, num_words=_coarse_words(least.num_words))
+
+
+def _coarse_words(number: int) -> int:
+    return min(MAX_WORDS, _power(number, 2))
 
 
 def _coarse(number: int) -> int:
@@ -80,6 +96,19 @@ def _power(number: int, exponent: int) -> int:
     """The next power of 2**exponent."""
     bits = (number - 1).bit_length()
     return 1 << (-(-bits // exponent) * exponent)
+
+
+def free_bytes(device: torch.device) -> int:
+    """What a GPU has left, with what torch only keeps for later given back; 0 elsewhere."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Kernels, streams and events are those of the thread's current device, maybe another."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class CudaRecorder:
@@ -119,7 +148,7 @@ class _Slot:
         self._device = torch.zeros(buffer_size(shape), dtype=torch.int32, device=device)
         self._copied = torch.cuda.Event() if is_cuda else None  # type: ignore[no-untyped-call]
         self.columns = columns_of(self._host.numpy(), shape)
-        self.parts = torch.split(self._device, list(column_sizes(shape).values()))
+        self.parts = [self._device[span] for span in column_spans(shape)]
 
     def wait(self) -> None:
         """Until the host's side may be filled again."""
@@ -157,20 +186,30 @@ class GpuForward:
 
         self._model, self._cache, self._device = model, cache, device
         self._heads_per_kv = heads_per_kv
-        self._tile_rows = rows_of_tile(heads_per_kv)
+        self._tile_rows = rows_of_tile(heads_per_kv, cache.of_layer(0)[0].dtype)
         self._scratch_row = scratch_page * PAGE_ROWS
         self._record = record
         self._slots: dict[FlatShape, _Slot] = {}
         self._graph_bytes = 0
+        self._most_bytes = min(MAX_GRAPH_BYTES, int(free_bytes(device) * GRAPH_SHARE))
         self.tally = ForwardTally()
 
     def logits(self, entries: Sequence[PlannedRows]) -> Tensor:
         """[outputs, V]; the next forward overwrites them."""
+        with _current(self._device):
+            return self._logits(entries)
+
+    def give_up_graphs(self) -> None:
+        """From here on every forward runs without."""
+        self._record = None
+        self._slots.clear()
+
+    def _logits(self, entries: Sequence[PlannedRows]) -> Tensor:
         least = shape_of(entries, self._tile_rows)
         slot = self._slot(least, entries)
         if slot is None:
             self.tally.num_eager += 1
-            slot = _Slot(least, self._device)
+            slot = _Slot(eager_shape(least), self._device)
             self._send(slot, entries)
             return self._compute(slot)
         self.tally.num_replays += 1
@@ -190,17 +229,17 @@ class GpuForward:
             return None
         slot = _Slot(shape, self._device)
         self._send(slot, entries)
-        free_bytes = self._free_bytes()
+        num_free = free_bytes(self._device)
         try:
             slot.run = self._record(lambda: self._compute(slot))
         except torch.OutOfMemoryError:
-            self._record = None  # those that are there stay
+            self.give_up_graphs()
             return None
         self._slots[shape] = slot
         self.tally.num_graphs += 1
-        self._graph_bytes += free_bytes - self._free_bytes()
-        if self._graph_bytes > MAX_GRAPH_BYTES:
-            self._record = None
+        self._graph_bytes += max(0, num_free - free_bytes(self._device))
+        if self._graph_bytes > self._most_bytes:
+            self._record = None  # those that are there stay
         return slot
 
     def _send(self, slot: _Slot, entries: Sequence[PlannedRows]) -> None:
@@ -222,9 +261,6 @@ class GpuForward:
         logits: Tensor = result.logits[0]
         return logits
 
-    def _free_bytes(self) -> int:
-        return torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else 0
-
 
 def gpu_forward(
     model: torch.nn.Module, cache: KvCache, heads_per_kv: int, scratch_page: int, *, is_alone: bool
@@ -234,10 +270,15 @@ def gpu_forward(
     Sliding windows are not for the kernel: a model that has them must do without.
 
     A model that is shared out over processes runs without graphs: the ranks would have to capture
-    in step, and each looks at its own memory.
+    in step, and each looks at its own memory. So does one whose rotary positions turn with the
+    length of a text: transformers reads that on the host, which a capture does not survive.
     """
     like = next(model.parameters())
     if like.device.type != "cuda" or like.dtype == torch.float64 or find_spec("triton") is None:
         return None
-    record = CudaRecorder() if is_alone else None
+    if any(rows.shape[2] > MAX_HEAD_DIM for rows in cache.of_layer(0)):
+        return None
+    config: Any = model.config
+    can_record = is_alone and not turns_with_length(config.get_text_config())
+    record = CudaRecorder() if can_record else None
     return GpuForward(model, cache, heads_per_kv, scratch_page, like.device, record)

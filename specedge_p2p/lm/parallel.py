@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import msgspec
 import torch
@@ -39,6 +39,7 @@ from specedge_p2p.lm.parallel_calls import (
 )
 from specedge_p2p.lm.parallel_group import Rank, check_parallel, join_group, meeting_place
 from specedge_p2p.lm.ports import (
+    BusyModel,
     Children,
     LanguageModel,
     ModelError,
@@ -46,6 +47,7 @@ from specedge_p2p.lm.ports import (
     Rows,
     SamplingParams,
     TokenIds,
+    WhileBusy,
 )
 from specedge_p2p.lm.prefix import PageName
 from specedge_p2p.lm.wrapped import WrappedModel
@@ -189,6 +191,15 @@ class ParallelModel(WrappedModel):
     def __init__(self, model: LanguageModel, followers: Followers) -> None:
         super().__init__(model)
         self.followers = followers
+
+    @property
+    def while_busy(self) -> WhileBusy:
+        """That of the leader's share: when it is done, so are the sums of all ranks."""
+        return cast(BusyModel, self._model).while_busy
+
+    @while_busy.setter
+    def while_busy(self, while_busy: WhileBusy) -> None:
+        cast(BusyModel, self._model).while_busy = while_busy
 
     def add_sequence(self, sequence: int, sampling: SamplingParams, key: NoiseKey) -> None:
         super().add_sequence(sequence, sampling, key)

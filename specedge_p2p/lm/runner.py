@@ -1,8 +1,7 @@
 """A transformers model behind the port: chunks, trees and plain rows in one ragged forward."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from specedge_p2p.lm.clear_errors import clear_choice_errors, clear_forward_errors
 from specedge_p2p.lm.families import check_windows
 from specedge_p2p.lm.free_memory import free_memory
 from specedge_p2p.lm.fused_layer import fuse_layers
@@ -34,6 +34,7 @@ from specedge_p2p.lm.ports import (
 from specedge_p2p.lm.prefix import PageName
 from specedge_p2p.lm.rows import check_batch, check_compaction, check_rows
 from specedge_p2p.lm.sampling import Draws, choose_tokens, rank_children
+from specedge_p2p.lm.to_device import on_device
 from specedge_p2p.lm.tree_attention import AttentionProbe, PagedAttention, PlannedRows
 from specedge_p2p.noise import NoiseKey
 
@@ -128,7 +129,8 @@ class TransformersModel:
         logits = self._forward(batch)
         if not len(logits):
             return [np.zeros(0, np.int32) for _ in batch]
-        chosen = choose_tokens(logits, self._draws(batch))
+        with clear_choice_errors():
+            chosen = choose_tokens(logits, self._draws(batch))
         self._let_others_work()
         return _split(chosen.cpu().numpy().astype(np.int32), batch)
 
@@ -136,8 +138,8 @@ class TransformersModel:
         if not 1 <= branch_width <= self._info.vocab_size:
             raise ValueError(f"branch_width {branch_width} of {self._info.vocab_size} tokens")
         logits = self._forward(batch)
-        draws = self._draws(batch)
-        ids, log_probs = rank_children(logits, draws, branch_width)
+        with clear_choice_errors():
+            ids, log_probs = rank_children(logits, self._draws(batch), branch_width)
         self._let_others_work()
         token_ids = _split(ids.cpu().numpy().astype(np.int32), batch)
         numbers = _split(log_probs.cpu().numpy(), batch)
@@ -160,11 +162,12 @@ class TransformersModel:
         """Until all that was launched is done, as long as there is something else to do."""
         if self._like.is_cuda:
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            done.record()
+            # of its own device: the current one is that of this thread
+            done.record(torch.cuda.current_stream(self._like.device))
             self.while_busy(done.query)
 
     def _rows(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
-        return torch.from_numpy(rows).to(self._like.device)
+        return on_device(rows, self._like.device)
 
     def _open(self, sequence: int) -> CachedSequence:
         try:
@@ -194,7 +197,7 @@ class TransformersModel:
         for rows in batch:
             entries.append(PlannedRows(rows, self._sequences[rows.sequence], first))
             first += len(rows.token_ids)
-        with _clear_errors():
+        with clear_forward_errors():
             logits = self._compute(entries)
         for rows in batch:
             state = self._sequences[rows.sequence]
@@ -268,24 +271,6 @@ class TransformersModel:
 
 def _wait(is_done: Callable[[], bool]) -> None:
     """Nothing else to do: whoever reads the result waits for it."""
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """What a forward may raise, so that only who asked for it is hurt.
-
-    No memory for the activations is met as a full cache is: with fewer rows. After an error of the
-    device itself nothing can be computed any more, and the process has to die of it.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfCache("no memory is left for the forward") from error
-    except torch.AcceleratorError:
-        raise
-    except RuntimeError as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ModelError(f"the forward failed: {line}") from error
 
 
 def _split(values: npt.NDArray[Any], batch: Sequence[Rows]) -> list[npt.NDArray[Any]]:

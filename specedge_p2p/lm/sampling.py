@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from specedge_p2p.lm.ports import SamplingParams
+from specedge_p2p.lm.to_device import on_device
 from specedge_p2p.noise import NoiseKey, key_words
 
 _MASK = 0xFFFFFFFF
@@ -45,9 +46,16 @@ class Draws:
 
 
 def choose_tokens(logits: Tensor, draws: Draws) -> Tensor:
-    """Token ids int64 [R] from logits [R, V]; ties go to the lowest token id."""
+    """Token ids int64 [R] from logits [R, V]; ties go to the lowest token id.
+
+    Raises torch.OutOfMemoryError on a GPU that has not even a slice's memory left.
+    """
+    is_on_cpu = logits.device.type == "cpu"
     if all(sampling.temperature <= 0 for sampling in draws.sampling):
-        return _first_best(_wide(logits))
+        if is_on_cpu:
+            return _first_best(_wide(logits))
+        # what is widened compares as before
+        return torch.cat([first_best_on_device(part) for part, _ in _slices(logits, draws)])
     return torch.cat(
         [_first_best(_scores(part, d, filtered=True)) for part, d in _slices(logits, draws)]
     )
@@ -58,8 +66,16 @@ def rank_children(logits: Tensor, draws: Draws, branch_width: int) -> tuple[Tens
 
     The score of a child is log softmax(log p / T + noise); without noise at temperature 0. Only
     the likeliest tokens get noise: that of a whole vocabulary would take a third of a draft level,
-    and what stands further behind is next to never chosen.
+    and what stands further behind is next to never chosen. Raises as `choose_tokens` does.
     """
+    if logits.device.type == "cpu":
+        return _rank(logits, draws, branch_width)
+    parts = [_rank(part, d, branch_width) for part, d in _slices(logits, draws)]
+    token_ids, log_probs = zip(*parts, strict=True)
+    return torch.cat(token_ids), torch.cat(log_probs)
+
+
+def _rank(logits: Tensor, draws: Draws, branch_width: int) -> tuple[Tensor, Tensor]:
     num_ranked = max(NUM_RANKED, branch_width)
     if num_ranked >= logits.shape[1] or all(s.temperature <= 0 for s in draws.sampling):
         token_ids, ranked = None, logits
@@ -68,7 +84,7 @@ def rank_children(logits: Tensor, draws: Draws, branch_width: int) -> tuple[Tens
     scores = _wide(ranked)
     noisy = [i for i, sampling in enumerate(draws.sampling) if sampling.temperature > 0]
     if noisy:
-        rows = torch.tensor(noisy, device=logits.device)
+        rows = on_device(noisy, logits.device)
         some = slice(None) if len(noisy) == len(scores) else rows
         ids = torch.arange(logits.shape[1], device=logits.device)
         ids = ids[None] if token_ids is None else token_ids[some]
@@ -104,8 +120,8 @@ def _row_hashes(draws: Draws, rows: Sequence[int], token_ids: Tensor) -> Tensor:
     positions = [draws.positions[i] for i in rows]
     if token_ids.device.type == "cpu":
         return torch.from_numpy(hashes_on_cpu(keys, positions, token_ids.numpy()))
-    words = torch.tensor([key_words(key) for key in keys], device=token_ids.device)
-    return token_hashes(words, torch.tensor(positions, device=token_ids.device), token_ids)
+    words = on_device([key_words(key) for key in keys], token_ids.device)
+    return token_hashes(words, on_device(positions, token_ids.device), token_ids)
 
 
 def hashes_on_cpu(
@@ -158,7 +174,7 @@ def _scores(logits: Tensor, draws: Draws, *, filtered: bool) -> Tensor:
         return scores
     if len(noisy) == len(scores):
         return _noisy_scores(scores, draws, filtered=filtered)
-    rows = torch.tensor(noisy, device=logits.device)
+    rows = on_device(noisy, logits.device)
     some = Draws(
         [draws.sampling[i] for i in noisy],
         [draws.keys[i] for i in noisy],
@@ -186,9 +202,9 @@ def filter_logits(logits: Tensor, sampling: Sequence[SamplingParams]) -> Tensor:
     if any(0 < s.top_k < vocab_size for s in sampling):
         counts = [s.top_k if 0 < s.top_k < vocab_size else vocab_size for s in sampling]
         most = max(count for count in counts if count < vocab_size)
-        last = torch.tensor([min(c, most) - 1 for c in counts], device=logits.device)[:, None]
+        last = on_device([min(c, most) - 1 for c in counts], logits.device)[:, None]
         threshold = logits.topk(most, -1).values.gather(1, last)
-        is_off = torch.tensor([c == vocab_size for c in counts], device=logits.device)[:, None]
+        is_off = on_device([c == vocab_size for c in counts], logits.device)[:, None]
         logits = _keep(logits, threshold.masked_fill(is_off, -math.inf))
     if any(s.top_p < 1 for s in sampling):
         logits = _keep(logits, _top_p_threshold(logits, [s.top_p for s in sampling]))
@@ -204,12 +220,12 @@ def _top_p_threshold(logits: Tensor, top_p: Sequence[float]) -> Tensor:
     probs = torch.softmax(descending, -1)
     before = probs.cumsum(-1) - probs
     num_kept = (before < _column(top_p, logits)).sum(-1, keepdim=True).clamp(min=1)
-    is_off = torch.tensor([p >= 1 for p in top_p], device=logits.device)[:, None]
+    is_off = on_device([p >= 1 for p in top_p], logits.device)[:, None]
     return descending.gather(1, num_kept - 1).masked_fill(is_off, -math.inf)
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+    return on_device(values, like.device, like.dtype)[:, None]
 
 
 def _keep(logits: Tensor, threshold: Tensor) -> Tensor:
@@ -240,8 +256,8 @@ def _first_best_on_cpu(scores: npt.NDArray[np.floating]) -> Tensor:
 def first_best_on_device(scores: Tensor) -> Tensor:
     """The same on any device; torch's arg-max promises no order of equals."""
     is_best = scores == scores.amax(-1, keepdim=True)
-    indices = torch.arange(scores.shape[1], device=scores.device)
-    return torch.where(is_best, indices, scores.shape[1]).amin(-1)
+    indices = torch.arange(scores.shape[1], dtype=torch.int32, device=scores.device)
+    return torch.where(is_best, indices, scores.shape[1]).amin(-1).long()
 
 
 def _mix32(x: Tensor) -> Tensor:

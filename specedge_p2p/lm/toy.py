@@ -17,14 +17,7 @@ import numpy.typing as npt
 
 from specedge_p2p.lm.choosing import choose_token, rank_children
 from specedge_p2p.lm.pages import PagePool
-from specedge_p2p.lm.ports import (
-    CacheInfo,
-    Children,
-    ModelInfo,
-    Rows,
-    SamplingParams,
-    TokenIds,
-)
+from specedge_p2p.lm.ports import CacheInfo, Children, ModelInfo, Rows, SamplingParams, TokenIds
 from specedge_p2p.lm.prefix import PageName
 from specedge_p2p.lm.rows import check_batch, check_compaction, check_rows, visible_slots
 from specedge_p2p.lm.toy_hashes import Floats, Words, advance, first_values, mix, row_logits

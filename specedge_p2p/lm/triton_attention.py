@@ -20,7 +20,6 @@ from specedge_p2p.lm.pages import PAGE_ROWS
 from specedge_p2p.lm.ports import ModelError
 from specedge_p2p.lm.triton_kernels import attend_split, join_splits
 
-BLOCK_QUERIES, BLOCK_KEYS = 64, 64
 NUM_PROGRAMS = 528
 """Splits are made until there are about as many programs: four for every processor of an H100."""
 MAX_SPLITS = 32
@@ -45,9 +44,29 @@ class DevicePlan:
     pages: Tensor
 
 
-def rows_of_tile(heads_per_kv: int) -> int:
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """What a program holds at once: scores of `num_queries` times `num_keys`."""
+
+    num_queries: int
+    num_keys: int
+    num_stages: int
+    num_warps: int
+
+
+def blocks_for(dtype: torch.dtype, dim: int) -> Blocks:
+    """Blocks that fit the 99 KiB of shared memory that the smaller GPUs have, and the registers.
+
+    Products of float32 in full precision know no tensor cores: their operands fill registers.
+    """
+    if dtype == torch.float32:
+        return Blocks(32, 32 if dim <= 64 else 16, 2, 4 if dim <= 128 else 8)
+    return Blocks(64, 64, 3, 4) if dim <= 128 else Blocks(64, 32, 2, 8)
+
+
+def rows_of_tile(heads_per_kv: int, dtype: torch.dtype) -> int:
     """Rows that one program attends."""
-    return max(1, BLOCK_QUERIES // heads_per_kv)
+    return max(1, blocks_for(dtype, 0).num_queries // heads_per_kv)
 
 
 class TritonAttention:
@@ -80,6 +99,8 @@ class TritonAttention:
         num_heads, num_rows, key_dim = query.shape
         num_kv_heads, value_dim = num_heads // self._heads_per_kv, cached_values.shape[2]
         plan, num_tiles = self._plan, len(self._plan.tile_first)
+        blocks = blocks_for(cached_keys.dtype, max(key_dim, value_dim))
+        tile_rows = rows_of_tile(self._heads_per_kv, cached_keys.dtype)
         num_splits = _num_splits(num_tiles * num_kv_heads)
         # Rows that pad belong to no tile: their output must be finite, so it is cleared.
         sums = torch.zeros(
@@ -110,15 +131,17 @@ class TritonAttention:
             num_heads,
             NUM_WORDS=self._num_words,
             GROUP=self._heads_per_kv,
-            TILE_ROWS=rows_of_tile(self._heads_per_kv),
+            TILE_ROWS=tile_rows,
             KEY_DIM=key_dim,
             VALUE_DIM=value_dim,
-            BLOCK_M=_block(rows_of_tile(self._heads_per_kv) * self._heads_per_kv),
-            BLOCK_N=BLOCK_KEYS,
+            BLOCK_M=_block(tile_rows * self._heads_per_kv),
+            BLOCK_N=blocks.num_keys,
             BLOCK_D=_block(key_dim),
             BLOCK_V=_block(value_dim),
             PAGE=PAGE_ROWS,
             WORD=WORD_BITS,
+            num_stages=blocks.num_stages,
+            num_warps=blocks.num_warps,
         )
         output = torch.empty(
             (num_rows, num_heads, value_dim), dtype=query.dtype, device=query.device

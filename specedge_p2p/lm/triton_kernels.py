@@ -12,7 +12,9 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+# Integers that a step brings along are not specialised: each 1 and each multiple of 16 would be
+# compiled anew.
+@triton.jit(do_not_specialize=["num_rows", "num_heads"])
 def attend_split(
     query,
     keys,
@@ -129,7 +131,7 @@ def attend_split(
         tl.store(scales + num_splits * num_rows * num_heads + place, weight, mask=is_real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_heads"])
 def join_splits(
     sums,
     scales,

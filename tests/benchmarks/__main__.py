@@ -106,9 +106,10 @@ def determinism(
     num_tokens: Annotated[
         int, typer.Option("--tokens", min=1, max=1800, help="Of each of the texts.")
     ] = 640,
+    device: Annotated[str, typer.Option(help="That the dtypes are tried on: cpu, cuda.")] = "cpu",
 ) -> None:
     """How often the shape of a batch changes a token, by dtype."""
-    figures = flips.measure(num_tokens)
+    figures = flips.measure(num_tokens, device)
     print(this_machine())
     print(flips.table(figures.rows))
     print("\n".join(check_lines(figures.checks)))

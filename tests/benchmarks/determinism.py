@@ -97,11 +97,11 @@ class Figures:
     checks: list[Check]
 
 
-def measure(num_tokens: int) -> Figures:
-    """Read `num_tokens` tokens of each text in every dtype and shape."""
+def measure(num_tokens: int, device: str = "cpu") -> Figures:
+    """Read `num_tokens` tokens of each text in every dtype and shape; texts are those of a CPU."""
     torch.set_num_threads(1)
     texts = _texts(num_tokens)
-    rows = [row for dtype in DTYPES for row in _rows_of(dtype, texts)]
+    rows = [row for dtype in DTYPES for row in _rows_of(dtype, texts, device)]
     return Figures(rows, _checks(rows))
 
 
@@ -135,8 +135,8 @@ def _reference(twin: torch.nn.Module, tokens: Sequence[int], num_last: int) -> F
     return np.asarray(twin(ids, use_cache=False, logits_to_keep=num_last).logits[0].numpy())
 
 
-def _rows_of(dtype: str, texts: Sequence[Text]) -> list[Row]:
-    model = load_model(MODEL, dtype=dtype, device="cpu", threads=1)
+def _rows_of(dtype: str, texts: Sequence[Text], device: str) -> list[Row]:
+    model = load_model(MODEL, dtype=dtype, device=device, threads=1)
     rows = []
     for temperature in TEMPERATURES:
         same = [text for text in texts if text.sampling.temperature == temperature]

@@ -1,5 +1,8 @@
+from typing import Any
+
 import pytest
 
+from specedge_p2p.lm.loader import load_model
 from tests.benchmarks import determinism
 from tests.benchmarks.determinism import Shape, measure, table
 
@@ -13,6 +16,24 @@ def test_float64_has_no_flips_and_no_dtype_any_beyond_its_bound(
     assert all(check.holds for check in figures.checks)
     assert [row.num_tokens for row in figures.rows] == [12] * 12
     assert "bfloat16 | 1 x chunk of 5 | 0.7 | 12" in table(figures.rows)
+
+
+def test_the_dtypes_are_tried_on_the_device_that_was_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The texts, which they are compared with, come from a CPU anyway."""
+    devices: list[str] = []
+
+    def load(*args: object, device: str, **options: Any) -> object:  # noqa: ANN401
+        devices.append(device)
+        return load_model("demo-draft", device="cpu", **options)
+
+    monkeypatch.setattr(determinism, "load_model", load)
+    monkeypatch.setattr(determinism, "SHAPES", ())
+    monkeypatch.setattr(determinism, "_read", lambda *_: [])
+    monkeypatch.setattr(determinism, "_texts", lambda _: [])
+    measure(1, "cuda:1")
+    assert devices == ["cuda:1"] * len(determinism.DTYPES)
 
 
 def test_a_flip_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BloomConfig
+from transformers import BloomConfig, LlamaConfig
 
-from specedge_p2p.lm.families import longest_context
+from specedge_p2p.lm.families import longest_context, turns_with_length
 from specedge_p2p.lm.loader import load_model
 from specedge_p2p.lm.ports import ModelError, Rows, SamplingParams
 from specedge_p2p.lm.runner import TransformersModel
@@ -121,7 +121,7 @@ def ragged_logits(model: TransformersModel) -> np.ndarray:
         branches = np.array([[0b1], [0b11], [0b101]], np.uint64)
         tree = Rows(1, PROMPT[[5, 6, 6]], np.array([5, 6, 6], np.int32), branches, 2)
         logits = model._forward([causal(0, 109, 120), tree, causal(2, 0, 9)])
-    return np.asarray(logits.double().numpy())
+    return np.asarray(logits.double().cpu().numpy())
 
 
 def check_logits(subject: Subject) -> None:
@@ -161,6 +161,17 @@ def test_beyond_what_longrope_was_trained_with_a_context_ends(
     """There one long text in a batch would turn the positions of all others."""
     model = load_model(str(folder_of("phi3-longrope-window")), cache_rows=16)
     assert model.info.max_context == 128
+
+
+def test_which_rotary_positions_turn_with_the_length() -> None:
+    """At once for all layers, or for a kind of them."""
+    found = {family for family, config in FAMILIES.items() if turns_with_length(config())}
+    assert found == {"phi3-longrope-window"}
+    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    assert turns_with_length(LlamaConfig(rope_parameters=dynamic))
+    by_kind = LlamaConfig()
+    by_kind.rope_parameters = {"full_attention": dynamic, "sliding_attention": {}}
+    assert turns_with_length(by_kind)
 
 
 def test_a_config_without_a_longest_context_is_refused() -> None:

@@ -37,10 +37,11 @@ from specedge_p2p.lm.parallel_calls import (
 )
 from specedge_p2p.lm.parallel_group import check_parallel, share_arguments
 from specedge_p2p.lm.parallel_worker import follow
-from specedge_p2p.lm.ports import LanguageModel, ModelError, Rows
+from specedge_p2p.lm.ports import BusyModel, LanguageModel, ModelError, Rows
 from specedge_p2p.lm.prefix import PrefixNames
 from specedge_p2p.lm.toy import ToyModel
 from tests.support.parallel_leader import LOST, chunk, play, tree
+from tests.support.tiny_llama import tiny_runner
 
 pytest.importorskip("accelerate", reason="transformers shares models out with accelerate")
 
@@ -223,6 +224,16 @@ def test_a_follower_keeps_the_books_of_its_leader() -> None:
         assert follower.num_prefix_rows(sequence) == leader.num_prefix_rows(sequence)
         assert follower.num_tail_rows(sequence) == leader.num_tail_rows(sequence)
     assert follower.num_tail_rows(0) == 1
+
+
+def test_a_shared_model_lets_others_work_as_its_leader_s_share_does() -> None:
+    share, busy = tiny_runner(), [False, True]
+    leader = Recorded(share, [])
+    assert isinstance(leader, BusyModel)
+    leader.while_busy = lambda is_done: busy.append(is_done())
+    share.while_busy(busy.pop)
+    assert busy == [False, True]
+    assert leader.while_busy is share.while_busy
 
 
 class Recorded(ParallelModel):

@@ -43,7 +43,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=["int8", "int4"])
 def quantized(request: pytest.FixtureRequest, folder: Path) -> TransformersModel:
     quantize: Quantize = request.param
-    return load_model(str(folder), dtype="float32", quantize=quantize, cache_rows=4096)
+    return load_model(
+        str(folder), dtype="float32", device="cpu", quantize=quantize, cache_rows=4096
+    )
 
 
 @needs_torchao
@@ -71,7 +73,8 @@ def test_inner_weights_are_quantized_and_no_others(
     assert type(inner.data) is not torch.Tensor
     assert type(model.lm_head.weight.data) is type(model.model.embed_tokens.weight.data)
     assert type(model.lm_head.weight.data) is torch.Tensor
-    plain = load_model(str(folder), dtype="float64", cache_rows=16)  # keeps its layers as they are
+    # keeps its layers as they are
+    plain = load_model(str(folder), dtype="float64", device="cpu", cache_rows=16)
     twin: Any = plain._model
     error = (inner.dequantize() - twin.model.layers[1].mlp.up_proj.weight).abs()
     assert 0 < error.max() < 0.2

@@ -1,11 +1,13 @@
 """The runner's own promises; `test_port.py` holds what it shares with the toy model."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from specedge_p2p.lm import runner as subject
 from specedge_p2p.lm.kv_cache import CacheShape, KvCache
 from specedge_p2p.lm.pages import PAGE_ROWS, CachedSequence, PagePool
 from specedge_p2p.lm.ports import ModelError, ModelInfo, OutOfCache, Rows, SamplingParams
@@ -96,6 +98,50 @@ def test_law7_bounded_pages_are_lent_and_come_back() -> None:
     state.num_prefix = PAGE_ROWS
     pool.give_back(state.shrink())
     assert (pool.num_free, len(state.physical)) == (3, PAGE_ROWS)
+
+
+@pytest.mark.parametrize("does_expand", [False, True])
+def test_no_memory_to_choose_tokens_is_no_full_cache(
+    does_expand: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows are written and counted: with fewer of them the same step must not be tried again.
+
+    The engine gives them back and goes on, one session at a time.
+    """
+    runner = tiny_runner()
+    runner.add_sequence(0, GREEDY, bytes(16))
+    tree = Rows(0, TOKENS[:3], np.arange(3, dtype=np.int32), np.array([[1], [3], [7]], "u8"), 3)
+
+    def choose() -> object:
+        return runner.expand([tree], 2) if does_expand else runner.choose([tree])
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subject, "rank_children" if does_expand else "choose_tokens", fail)
+        with pytest.raises(ModelError, match="no memory is left to choose tokens") as caught:
+            choose()
+    assert not isinstance(caught.value, OutOfCache)
+    assert runner.num_tail_rows(0) == 3
+    runner.compact(0, ())
+    again = str(choose())
+    runner.compact(0, ())
+    assert str(choose()) == again
+
+
+def test_the_device_is_waited_for_that_the_model_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread's current device may be another."""
+    recorded: list[object] = []
+    runner = tiny_runner()
+    event = SimpleNamespace(record=recorded.append, query=lambda: True)
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: ("stream", device))
+    monkeypatch.setattr(runner, "while_busy", lambda is_done: recorded.append(is_done()))
+    gpu = torch.device("cuda:1")
+    monkeypatch.setattr(runner, "_like", SimpleNamespace(is_cuda=True, device=gpu))
+    runner._let_others_work()
+    assert recorded == [("stream", gpu), True]
 
 
 def test_attention_that_is_not_computed_here_is_refused() -> None:

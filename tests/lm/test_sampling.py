@@ -1,12 +1,17 @@
 """The torch sampler against its numpy twins, and against the distribution it must follow."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from specedge_p2p import noise
 from specedge_p2p.lm.choosing import choose_token, filter_logits, rank_children
@@ -190,3 +195,70 @@ def test_choices_follow_the_filtered_softmax(sampling: SamplingParams) -> None:
     freedom = int(possible.sum()) - 1
     chi_square = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
     assert chi_square < freedom + 4.3 * math.sqrt(2 * freedom) + 8
+
+
+class _Device(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Watches what runs on the meta device, which stands for a GPU: it has shapes and no values."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.largest_bytes = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.largest_bytes = max(self.largest_bytes, tensor.nbytes)
+        return result
+
+
+class _Copies(TorchFunctionMode):
+    """Tensors made of numbers right on a device, and copies to it that may wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_waits = self.num_copies = 0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        kwargs = kwargs or {}
+        if func in (torch.tensor, torch.as_tensor):
+            self.num_waits += kwargs.get("device") is not None
+        if func is torch.Tensor.to and torch.device("meta") in args:
+            self.num_copies += 1
+            self.num_waits += not kwargs.get("non_blocking", False)
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_law7_bounded_memory_for_choosing_on_a_gpu(temperature: float) -> None:
+    """Whatever a step brings, no more than a slice of it is widened at once."""
+    num_rows, vocab_size = 512, 151_936
+    logits = torch.empty((num_rows, vocab_size), dtype=torch.bfloat16, device="meta")
+    draws = Draws([SamplingParams(temperature)] * num_rows, [bytes(16)] * num_rows, [5] * num_rows)
+    for choose in (choose_tokens, partial(torch_rank, branch_width=8)):
+        with _Device() as device:
+            choose(logits, draws)
+        assert 0 < device.largest_bytes <= 1 << 27, choose
+
+
+def test_the_host_waits_for_no_copy_to_a_gpu() -> None:
+    params = [SamplingParams(0.8, 5, 0.9, 0.05), SamplingParams(0.0), SamplingParams(1.0)]
+    logits = torch.empty((3, 4096), dtype=torch.bfloat16, device="meta")
+    draws = Draws(params, [bytes(16)] * 3, [1, 2, 3])
+    with _Copies() as copies:
+        choose_tokens(logits, draws)
+        torch_rank(logits, draws, 7)
+    assert copies.num_waits == 0
+    assert copies.num_copies > 9

@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from torch import Tensor
 from specedge_p2p.lm.flat_plan import (
     FlatShape,
     buffer_size,
-    column_sizes,
+    column_spans,
     columns_of,
     fill,
     shape_of,
@@ -101,7 +102,7 @@ def dense(cache: KvCache, entries: Sequence[PlannedRows], query: Tensor, scaling
 
 def on_device(host: np.ndarray, shape: FlatShape) -> DevicePlan:
     buffer = torch.from_numpy(host).to(DEVICE)
-    return DevicePlan(*torch.split(buffer, list(column_sizes(shape).values())))
+    return DevicePlan(*(buffer[span] for span in column_spans(shape)))
 
 
 # Prefixes around the borders of pages and blocks, older tail slots (-1: a prompt chunk), new rows.
@@ -128,7 +129,7 @@ def check(
         first = sum(entry.num_rows for entry in entries)
         entries.append(random_entry(rng, first, [free.pop() for _ in range(pages)], size))
     group, num_kv_heads = heads
-    tile_rows = rows_of_tile(group)
+    tile_rows = rows_of_tile(group, dtype)
     least = shape_of(entries, tile_rows)
     shape = FlatShape(
         least.num_rows + padding,
@@ -193,27 +194,46 @@ def test_a_tail_of_many_words() -> None:
     check([(10, 300, 8)], (2, 1), (16, 16), torch.float32)
 
 
-def test_the_kernels_compile_for_a_gpu_that_is_not_here() -> None:
-    """Down to the machine code of compute capability 9.0, by Triton's own assembler."""
+SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227}
+"""What a program may have, by compute capability: A100, RTX 30, RTX 40, H100."""
+
+
+def test_the_kernels_compile_for_gpus_that_are_not_here() -> None:
+    """Down to machine code, by Triton's own assembler, with the blocks that a launch would take."""
     code = textwrap.dedent("""
+        import torch
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource, compile
+        from specedge_p2p.lm.triton_attention import blocks_for, rows_of_tile
         from specedge_p2p.lm.triton_kernels import attend_split, join_splits
 
-        SIZES = dict(NUM_WORDS=1, GROUP=5, TILE_ROWS=12, KEY_DIM=128, VALUE_DIM=128, BLOCK_M=64,
-                     BLOCK_N=64, BLOCK_D=128, BLOCK_V=128, PAGE=16, WORD=32, NUM_SPLITS=8)
-        TYPES = dict(query="*bf16", keys="*bf16", values="*bf16", output="*bf16", sums="*fp32",
-                     scales="*fp32", scaling="fp32", num_rows="i32", num_heads="i32")
-        for kernel in (attend_split, join_splits):
+        def build(kernel, capability, dtype, dim, group=5):
+            blocks, rows = blocks_for(dtype, dim), rows_of_tile(group, dtype)
+            sizes = dict(NUM_WORDS=1, GROUP=group, TILE_ROWS=rows, KEY_DIM=dim, VALUE_DIM=dim,
+                         BLOCK_M=blocks.num_queries, BLOCK_N=blocks.num_keys, BLOCK_D=dim,
+                         BLOCK_V=dim, PAGE=16, WORD=32, NUM_SPLITS=8, query_dim_stride=1)
+            kind = "*fp32" if dtype == torch.float32 else "*bf16"
+            types = dict.fromkeys(("query", "keys", "values", "output"), kind)
+            types |= dict(sums="*fp32", scales="*fp32", scaling="fp32", num_rows="i32",
+                          num_heads="i32")
             names = kernel.arg_names
-            sizes = {name: SIZES[name] for name in names if name in SIZES}
-            plain = {n: "i32" if "stride" in n else "*i32" for n in names if n not in sizes}
-            types = plain | {n: t for n, t in TYPES.items() if n in plain}
-            types |= dict.fromkeys(sizes, "constexpr")
-            source = ASTSource(fn=kernel, signature={n: types[n] for n in names},
-                               constexprs={(names.index(n),): v for n, v in sizes.items()})
-            done = compile(source, target=GPUTarget("cuda", 90, 32))
-            print(len(done.asm["cubin"]), done.metadata.shared)
+            signature = {n: "i32" if "stride" in n else "*i32" for n in names} | types
+            signature = {n: "constexpr" if n in sizes else signature[n] for n in names}
+            params = {p.name: p for p in kernel.params}
+            assert params["num_rows"].do_not_specialize and params["num_heads"].do_not_specialize
+            aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names)
+                       if n not in sizes and ("*" in signature[n] or "stride" in n)}
+            source = ASTSource(fn=kernel, signature=signature, attrs=aligned, constexprs={
+                (i,): sizes[n] for i, n in enumerate(names) if n in sizes})
+            options = dict(num_stages=blocks.num_stages, num_warps=blocks.num_warps)
+            return compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+        for capability in (80, 86, 89, 90):
+            for dtype in (torch.bfloat16, torch.float32):
+                for dim in (128, 256):
+                    for kernel in (attend_split, join_splits):
+                        done = build(kernel, capability, dtype, dim)
+                        print(capability, len(done.asm["cubin"]), done.metadata.shared)
     """)
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -223,5 +243,26 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_here() -> None:
         check=False,
     )
     sizes = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
-    assert len(sizes) == 2, done.stderr
-    assert all(cubin > 0 and shared <= 96 * 1024 for cubin, shared in sizes)
+    assert len(sizes) == 4 * 2 * 2 * 2, done.stderr
+    for capability, cubin, shared in sizes:
+        assert cubin > 0
+        assert shared <= 1024 * SHARED_KIB[capability], sizes
+
+
+@given(
+    st.builds(
+        FlatShape,
+        num_rows=st.integers(1, 700),
+        num_tiles=st.integers(1, 99),
+        num_outputs=st.integers(0, 700),
+        num_words=st.integers(1, 64),
+        num_pages=st.integers(1, 3000),
+    )
+)
+def test_no_column_lies_so_that_the_kernel_is_compiled_anew(shape: FlatShape) -> None:
+    spans = column_spans(shape)
+    assert all(span.start % 4 == 0 for span in spans)
+    assert all(one.stop <= next_.start < one.stop + 4 for one, next_ in pairwise(spans))
+    columns = columns_of(np.arange(buffer_size(shape), dtype=np.int32), shape)
+    assert columns.tail.shape == (shape.num_rows * shape.num_words,)
+    assert columns.pages[-1] == buffer_size(shape) - 1
