@@ -1,6 +1,7 @@
 """`specedge-node profile`: measure draft models here, and say which is worth most and why."""
 
 import logging
+import signal
 import time
 from collections.abc import Callable, Sequence
 
@@ -29,7 +30,26 @@ log = logging.getLogger(__name__)
 
 
 async def run_profile(settings: NodeSettings, console: Console) -> None:
-    """Measure and print. Raises what `run_node` raises."""
+    """Measure and print. Raises what `run_node` raises, and KeyboardInterrupt when told to stop.
+
+    Python's own KeyboardInterrupt would come up in any task, also in one that loses it.
+    """
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_stop_on_signal, scope)
+            await _profile(settings, console)
+            nursery.cancel_scope.cancel()
+    if scope.cancelled_caught:
+        raise KeyboardInterrupt
+
+
+async def _stop_on_signal(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()
+
+
+async def _profile(settings: NodeSettings, console: Console) -> None:
     identity = Identity.load_or_create(settings.key_file)
     known = KnownCoordinators(settings.known_file)
     if AUTO in settings.draft_models and not (

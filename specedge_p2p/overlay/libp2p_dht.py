@@ -71,17 +71,20 @@ class ProviderRecords:
         return tuple(text for peer in addresses for text in _usable(peer, addresses[peer]))
 
     async def _look_up(self, peers: Sequence[str], into: dict[str, list[Multiaddr]]) -> None:
-        """Fill in the addresses of those that somebody knows in time."""
+        """Fill in the addresses of those that somebody knows in time, the first ones first."""
         places = trio.Semaphore(LOOKUPS_AT_ONCE)
 
         async def look_up(peer: str) -> None:
-            async with places:
+            try:
                 info = await self._dht.find_peer(ID.from_string(peer))
+            finally:
+                places.release()
             into[peer] = list(info.addrs) if info is not None else []
 
         with trio.move_on_after(ADDRESSES_S):
             async with trio.open_nursery() as nursery:
                 for peer in peers:
+                    await places.acquire()
                     nursery.start_soon(look_up, peer)
 
 
