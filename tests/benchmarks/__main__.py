@@ -19,6 +19,7 @@ from tests.benchmarks.engine_sections import SECTIONS
 from tests.benchmarks.figures import Run
 from tests.benchmarks.machine import this_machine
 from tests.benchmarks.pipeline import Effort, Figures, cells_named, measure
+from tests.benchmarks.record import record_pair
 from tests.benchmarks.seed_rows import rows
 from tests.benchmarks.share import share
 from tests.benchmarks.table import (
@@ -147,6 +148,7 @@ def engine(
         json_file.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 
+app.command("record")(record_pair)
 app.command()(share)
 app.command()(rows)
 

@@ -1,6 +1,6 @@
 """Record traces of a pair of models for the simulator.
 
-`python -m tests.benchmarks.record --target demo-target --draft demo-draft --out FILE`. Prompts are
+`make bench ARGS="record --out FILE"`, with `--target` and `--draft` for another pair. Prompts are
 stretches of held-out files of the running Python's standard library, which the demo pair has not
 been trained on. Recorded are four draft models:
 
@@ -10,14 +10,15 @@ been trained on. Recorded are four draft models:
 * `target`: the target model without noise, the best that can be guessed without sharing it.
 """
 
-import argparse
 import sysconfig
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+import typer
 
 from specedge_p2p.demo.train import read_corpus
 from specedge_p2p.lm.choosing import rank_children
@@ -145,24 +146,20 @@ def _causal(sequence: int, tokens: Sequence[int], start: int, num_outputs: int) 
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.record", description=__doc__)
-    parser.add_argument("--target", default="demo-target")
-    parser.add_argument("--draft", default="demo-draft")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--prompts", type=int, default=NUM_PROMPTS)
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
-    prompts = held_out_prompts(Tokenizer.load(options.target), options.prompts)
-    target = load_model(options.target, device=options.device, threads=1)
-    draft = load_model(options.draft, device=options.device, threads=1)
-    book = record(target, draft, prompts)
-    save_book(book, options.out)
+def record_pair(
+    *,
+    out: Annotated[Path, typer.Option(help="File for the simulator's traces, as in FILE.npz.")],
+    target: Annotated[str, typer.Option(help="Name or folder.")] = "demo-target",
+    draft: Annotated[str, typer.Option(help="Name or folder.")] = "demo-draft",
+    device: Annotated[str, typer.Option(help="Where both models run.")] = "cpu",
+    prompts: Annotated[int, typer.Option(min=1, help="How many.")] = NUM_PROMPTS,
+) -> None:
+    """Record what a pair of models says, for the simulator."""
+    texts = held_out_prompts(Tokenizer.load(target), prompts)
+    models = [load_model(name, device=device, threads=1) for name in (target, draft)]
+    book = record(models[0], models[1], texts)
+    save_book(book, out)
     for name in book.draft_names:
         rates = ", ".join(f"{book.first_guess_rate(name, t):.3f} at {t:g}" for t in TEMPERATURES)
         print(f"{name}: first guess right {rates}")
-    print(f"{options.out}: {options.out.stat().st_size} bytes")
-
-
-if __name__ == "__main__":
-    main()
+    print(f"{out}: {out.stat().st_size} bytes")
