@@ -23,6 +23,7 @@ from specedge_p2p.tree.merging import (
     from_nodes,
     held_below,
     mass_below,
+    open_below,
     put_in_order,
     ranks,
 )
@@ -244,7 +245,7 @@ def _roots(sources: Sequence[SourceTree]) -> list[Offer]:
     for at, source in enumerate(full):
         root = source.tree.tree.root_vertex
         merged = MergedTree(at, source.source, source.factor, source.is_own)
-        offers.append(Offer(merged, root, root.total))
+        offers.append(open_below(merged, root, root.total))
     if len(full) > 1:
         places = ranks([source.draft for source in full], [source.quality for source in full])
         for offer, rank in zip(offers, places, strict=True):

@@ -4,6 +4,9 @@ Those of one draft model count by the larger scaled probability of the way from 
 several draft models expanded a vertex, the best of them says how probable its children are given
 the vertex; a child that only a lesser one proposed counts LESSER_SHARE of what that one says. So a
 factor scales a path once, however often the draft that is believed changes along it.
+
+Children of one vertex that claim more than certainty together share it by their claims. A node that
+is sure of all its guesses would otherwise get a row for each of them, however small its factor.
 """
 
 import math
@@ -103,13 +106,18 @@ def from_nodes(held: Held) -> Held:
     return nodes
 
 
+def open_below(tree: MergedTree, vertex: Vertex, base: float) -> Offer:
+    """What a tree offers below a vertex, which by itself alone has factor * exp(total - base)."""
+    return Offer(tree, vertex, base + math.log(vertex.mass) if vertex.mass > 1.0 else base)
+
+
 def below(held: Held) -> list[Offer]:
     """Offers of what lies below a merged vertex, scaled to how probable that is taken to be."""
     if not held:
         return []
     if len(held) == 1 and held[0][0].share == 1.0:
         offer, child = held[0]
-        return [Offer(offer.tree, child, offer.base)] if child.children else []
+        return [open_below(offer.tree, child, offer.base)] if child.children else []
     said: dict[int, float] = {}
     for offer, child in held:
         rank = offer.tree.rank
@@ -121,7 +129,7 @@ def below(held: Held) -> list[Offer]:
         if child.children:
             said_here = said[offer.tree.rank]
             shift = 0.0 if said_here == counts else _log_ratio(said_here, counts)
-            found.append(Offer(offer.tree, child, offer.base + shift))
+            found.append(open_below(offer.tree, child, offer.base + shift))
     if len(found) > 1:
         put_in_order(found)
     return found

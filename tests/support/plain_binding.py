@@ -92,9 +92,10 @@ class _Binder:
         depth = above.depth + 1
         found: dict[int, _Merged] = {}
         for held in above.held:
+            claimed = max(1.0, held.vertex.mass)
             for token_id, vertex in held.vertex.children.items():
                 child = found.setdefault(token_id, _Merged(token_id, row, depth))
-                child.held.append(_Held(held.at, vertex, held.base))
+                child.held.append(_Held(held.at, vertex, held.base + math.log(claimed)))
         leading = min(
             (self.ranks[held.at] for held in above.held if held.vertex.children), default=0
         )

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specedge_p2p.tree.binding import BindLimits, BoundRows, SourceTree, bind
+from specedge_p2p.tree.draft_tree import DraftTree
 from specedge_p2p.tree.ngram import NgramGuess
 from specedge_p2p.tree.received_tree import ReceivedTree
 from tests.support.plain_binding import plain_bind
@@ -102,14 +103,21 @@ def test_a_draft_is_believed_as_far_as_the_best_of_its_trees_says() -> None:
 
 
 def test_what_is_equally_probable_comes_in_the_order_of_arrival() -> None:
-    sure = received((1, [(0, 1, -0.2)]), (2, [(0, 2, -0.1)]), (3, [(0, 3, -0.4)]))
-    rows = bind(9, [SourceTree(5, sure, 1.3)], NO_GUESS, 0.5, ALL)
-    assert shape(rows)[:2] == [(1, 0, 1.0), (2, 0, 1.0)]  # both are held at certainty
     one = received((2, [(0, 1, HALF), (0, 2, HALF)]))
     two = received((1, [(0, 2, HALF), (0, 3, HALF)]))
     rows = bind(9, [SourceTree(5, one), SourceTree(6, two)], NO_GUESS, 0.5, ALL)
     assert rows.token_ids == [9, 2, 3, 1]
     assert rows.sources == [0, 6, 6, 5]
+
+
+def test_law3_a_node_that_is_sure_of_everything_gets_no_more_rows_than_it_earns() -> None:
+    """Eight guesses at 0.95 each, on every level, by a node whose guesses have all been wrong."""
+    vertices = [((index - 1) // 8, index % 8, math.log(0.95)) for index in range(1, 73)]
+    tree = received((1, vertices))
+    rows = bind(9, [SourceTree(3, tree, factor=0.02)], NO_GUESS, 0.5, BindLimits(0.01, 32, 24))
+    assert len(rows) == 1
+    sure = bind(9, [SourceTree(3, tree)], NO_GUESS, 0.5, BindLimits(0.1, 32, 24))
+    assert [prob for _, _, prob in shape(sure)] == [0.125] * 8
 
 
 def test_no_row_lies_below_max_depth_and_no_more_than_max_rows_are_taken() -> None:
@@ -193,6 +201,16 @@ class SlowVertex:
     is_ngram: bool = False
 
 
+def claimed_above(tree: DraftTree, index: int) -> float:
+    """By how much the claims on the way down exceed certainty."""
+    excess = 1.0
+    while index != tree.root:
+        index = tree.vertex(index).parent
+        children = tree.vertex(index).children.values()
+        excess *= max(1.0, sum(math.exp(child.log_prob) for child in children))
+    return excess
+
+
 def slow_bind(
     sources: Sequence[SourceTree], guess: NgramGuess, rate: float, limits: BindLimits
 ) -> list[tuple[tuple[int, ...], SlowVertex]]:
@@ -204,7 +222,8 @@ def slow_bind(
         tree = source.tree.tree
         for index in tree:
             key = tokens_to(tree, index)
-            prob = min(1.0, source.factor * math.exp(path_log_prob(tree, index)))
+            claim = source.factor * math.exp(path_log_prob(tree, index))
+            prob = min(1.0, claim / claimed_above(tree, index))
             vertex = merged.setdefault(key, SlowVertex(0.0, []))
             vertex.prob = max(vertex.prob, prob)
             vertex.holders.append((tree.vertex(index).arrival, at, index))
