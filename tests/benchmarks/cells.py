@@ -83,7 +83,7 @@ def _equal() -> list[Cell]:
 
 def _many_and_one() -> list[Cell]:
     many = _ours(A100_MANY, 4)
-    one = _ours(A100_ONE, 1, stretch=2.0)
+    one = _ours(A100_ONE, 1, stretch=6.0)
     return [
         Cell(
             "many/a100-32b",
