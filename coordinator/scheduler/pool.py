@@ -36,8 +36,10 @@ class Pool:
         self._peers[peer_id] = None
 
     def remove(self, peer_id: PeerId) -> None:
-        """The node has left."""
-        self._peers.pop(peer_id, None)
+        """The node has left; somebody outside is the next best the sooner."""
+        if peer_id in self._peers:
+            del self._peers[peer_id]
+            self._num_left -= self._num_left > 0
 
     def renew(self, with_room: Iterable[PeerId], hopeless: Iterable[SessionNeed] = ()) -> None:
         """All nodes were looked at.

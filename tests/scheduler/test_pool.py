@@ -62,6 +62,15 @@ def test_a_node_that_has_left_is_asked_no_more() -> None:
     assert pool.peers == ("b",)
 
 
+def test_who_leaves_makes_a_look_at_all_nodes_due_the_sooner() -> None:
+    pool = Pool(2)
+    pool.renew([PeerId("a"), PeerId("b"), PeerId("c")])
+    assert pool.suffices([], Matching())
+    pool.remove(PeerId("a"))
+    found = Matching(assignments=(Assignment(SessionId("x"), PeerId("b")),))
+    assert not pool.suffices([need("x")], found), "c may be better for the next one"
+
+
 def test_who_found_no_place_among_all_is_looked_for_among_few() -> None:
     """Until the next look at all nodes: one that has room again is among the few."""
     pool = Pool(2)
