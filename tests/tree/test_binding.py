@@ -11,7 +11,7 @@ from specedge_p2p.tree.draft_tree import DraftTree
 from specedge_p2p.tree.ngram import NgramGuess
 from specedge_p2p.tree.received_tree import ReceivedTree
 from tests.support.plain_binding import plain_bind
-from tests.support.trees import columns, path_log_prob, received, tokens_to
+from tests.support.trees import columns, path, path_log_prob, received, tokens_to
 
 ALL = BindLimits(row_price=0.0, max_rows=100, max_depth=100)
 NO_GUESS = NgramGuess()
@@ -203,12 +203,9 @@ class SlowVertex:
 
 def claimed_above(tree: DraftTree, index: int) -> float:
     """By how much the claims on the way down exceed certainty."""
-    excess = 1.0
-    while index != tree.root:
-        index = tree.vertex(index).parent
-        children = tree.vertex(index).children.values()
-        excess *= max(1.0, sum(math.exp(child.log_prob) for child in children))
-    return excess
+    above = [tree.vertex(tree.vertex(at).parent) for at in path(tree, index)]
+    claims = [sum(math.exp(child.log_prob) for child in v.children.values()) for v in above]
+    return math.prod(max(1.0, claim) for claim in claims)
 
 
 def slow_bind(
