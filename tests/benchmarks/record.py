@@ -7,7 +7,7 @@ been trained on. Recorded are four draft models:
 * `small`: the draft model with the sampling noise that the target uses;
 * `unshared`: the same without noise, as a draft model is used elsewhere;
 * `large`: a geometric mix of both models' distributions, for a draft model of a better kind;
-* `target`: the target model without noise, the best that can be guessed without sharing it.
+* `target`: the target model itself with its own noise, which is never wrong.
 """
 
 import sysconfig
@@ -128,7 +128,7 @@ def record(target: LanguageModel, draft: LanguageModel, prompts: list[list[int]]
                 "small": ranked(small, temperature, key, first),
                 "unshared": ranked(small, temperature, None, first),
                 "large": ranked(large, temperature, key, first),
-                "target": ranked(known, temperature, None, first),
+                "target": ranked(known, temperature, key, first),
             }
             traces.append(Trace(first, tuple(tokens), temperature, SEED, guesses))
         print(f"recorded {len(prompts)} generations at temperature {temperature}")

@@ -13,7 +13,7 @@ from random import Random
 from statistics import mean
 
 from tests.simulator.crowd import some_node
-from tests.simulator.models import USELESS
+from tests.simulator.models import LIAR, USELESS
 from tests.simulator.modes import plan_of
 from tests.simulator.pairs import Pair, paired
 from tests.simulator.profiles import ENGINES
@@ -35,7 +35,7 @@ class DrawnWorld:
 
     @property
     def floor(self) -> float:
-        is_useless = all(node.draft == USELESS for node in self.nodes)
+        is_useless = all(node.draft in (USELESS, LIAR) for node in self.nodes)
         return LEAST_CAPPED_USELESS if self.plan.max_batch and is_useless else LEAST
 
     def __str__(self) -> str:
@@ -86,8 +86,9 @@ def drawn_world(seed: int, turns: int = TURNS) -> DrawnWorld:
         some_node(random, level_s, churn_s=random.choice((1.0, 10.0)))
         for _ in range(random.randint(1, 3))
     ]
-    if random.random() < 0.3:
-        nodes = [replace(node, draft=USELESS) for node in nodes]
+    draw = random.random()
+    if draw < 0.3:
+        nodes = [replace(node, draft=USELESS if draw < 0.15 else LIAR) for node in nodes]
     return DrawnWorld(plan, tuple(nodes))
 
 

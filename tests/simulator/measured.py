@@ -16,7 +16,7 @@ from tests.benchmarks.cells import all_cells
 from tests.benchmarks.figures import MOST_LATE
 from tests.benchmarks.servings import NodeGroup, Serving
 from tests.simulator.events import LinkQuality
-from tests.simulator.models import USELESS
+from tests.simulator.models import LIAR
 from tests.simulator.profiles import ENGINES, NODES
 from tests.simulator.traces import DATA, TraceBook, demo_book
 from tests.simulator.world import NodePlan, World, WorldPlan
@@ -145,11 +145,11 @@ def _tree(text: str) -> FixedTree | None:
 def _nodes(group: NodeGroup) -> tuple[NodePlan, ...]:
     options = _options(group.arguments)
     churn_s = float(options.pop("--link-churn-s", "0"))
-    is_useless = options.pop("--drafting", "") == "random"
+    is_liar = options.pop("--drafting", "") == "random"
     if options or group.profile not in NODES or len(group.draft_models) > 1:
         raise NotSimulated(f"a node of {group.profile!r} with {', '.join(options)}, or a choice")
     quality = LinkQuality(group.round_trip_ms / 1000, churn_s=churn_s, away_s=BACK_S)
-    draft = USELESS if is_useless else DRAFTS[group.draft_models[0]]
+    draft = LIAR if is_liar else DRAFTS[group.draft_models[0]]
     return (NodePlan(NODES[group.profile], quality, draft),) * group.count
 
 

@@ -10,6 +10,7 @@ The parent of a row is the highest slot below its own that it sees. This is the 
 simulation, so nothing is checked that the callers' own tests check.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -35,7 +36,10 @@ _MASK = (1 << 31) - 1
 _RANKS = np.arange(BRANCH_WIDTH, dtype=np.int64) * 37
 MAX_CONTEXT = 4096
 USELESS = "useless"
-"""A draft model that is never right, however sure it says it is."""
+"""A draft model that is never right; it claims what a good one claims."""
+LIAR = "liar"
+"""One that is never right and sure of each of its guesses."""
+LIE = math.log(0.95)
 
 ByKey = Mapping[NoiseKey, Trace]
 
@@ -145,13 +149,13 @@ class TraceTarget(TraceModel):
 
 
 class TraceDraft(TraceModel):
-    """Ranks the recorded children of one of the recorded draft models, or is `USELESS`."""
+    """Ranks the recorded children of one of the recorded draft models; or a `USELESS`, a `LIAR`."""
 
     def __init__(
         self, traces: ByKey, vocab_size: int, draft: str, cache_rows: int = 1 << 24
     ) -> None:
         super().__init__(traces, vocab_size, draft, cache_rows)
-        self._is_useless = draft == USELESS
+        self._is_useless, self._is_liar = draft in (USELESS, LIAR), draft == LIAR
         self._draft = "small" if self._is_useless else draft
 
     def choose(self, batch: Sequence[Rows]) -> list[TokenIds]:
@@ -182,7 +186,10 @@ class TraceDraft(TraceModel):
         if strangers:
             made_up = np.array(seeds, np.int64)[:, None] + _RANKS
             token_ids[strangers] = made_up % self._info.vocab_size
-        return Children(token_ids[:, :width], guesses.log_probs[places][:, :width])
+        log_probs = guesses.log_probs[places][:, :width]
+        if self._is_liar:
+            log_probs = np.full_like(log_probs, LIE)
+        return Children(token_ids[:, :width], log_probs)
 
 
 def _hashes(rows: Rows, state: _Sequence) -> list[int]:

@@ -39,7 +39,7 @@ def test_a_serving_says_what_is_simulated() -> None:
     assert plan.tree is not None
     assert (plan.tree.depth, plan.tree.width, plan.has_ngram, plan.nodes) == (3, 4, False, ())
     assert world_of(known["a100-32b/T0.7/s8/lockstep-3x16:8"]).lockstep is not None
-    assert world_of(known["a100-32b/T0.7/s8/useless"]).nodes[0].draft == "useless"
+    assert world_of(known["a100-32b/T0.7/s8/useless"]).nodes[0].draft == "liar"
     assert world_of(known["a100-32b/T0.7/s8/churn"]).nodes[0].quality.churn_s == 2.0
     assert world_of(known["a100-32b/T0.7/s8/large-draft"]).nodes[0].draft == "target"
     for name in ("/T0.7/s8/ours", "a100-32b/T0.7/s8/chain-no-ngram"):

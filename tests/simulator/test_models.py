@@ -3,7 +3,7 @@ import pytest
 
 from specedge_p2p.lm.ports import OutOfCache, Rows
 from specedge_p2p.tree.attention import ancestor_masks, pack_masks
-from tests.simulator.models import USELESS, TraceDraft, TraceTarget, by_key
+from tests.simulator.models import LIAR, LIE, USELESS, TraceDraft, TraceTarget, by_key
 from tests.simulator.traces import Trace, TraceBook, demo_book
 
 
@@ -130,3 +130,12 @@ def test_a_useless_draft_is_never_right(book: TraceBook, trace: Trace) -> None:
     new = np.array(trace.tokens[trace.prompt_length :])
     assert (children.token_ids == new[:, None]).any(axis=1).mean() < 0.05
     assert children.log_probs.max() > -0.1
+
+
+def test_a_liar_is_never_right_and_always_sure(book: TraceBook, trace: Trace) -> None:
+    draft = TraceDraft(by_key(book.at(0.7)), book.vocab_size, LIAR)
+    draft.add_sequence(1, trace.sampling, trace.key)
+    children = draft.expand([causal(trace, 0, len(trace.tokens) - 1, 96)], 8)[0]
+    new = np.array(trace.tokens[trace.prompt_length :])
+    assert (children.token_ids == new[:, None]).any(axis=1).mean() < 0.05
+    assert (children.log_probs == np.float32(LIE)).all()
