@@ -12,7 +12,9 @@ from tests.benchmarks.share import (
     limit_sessions,
     lines,
     measure_tasks,
+    median_row,
     process_cpu_s,
+    unstretched,
 )
 
 
@@ -37,6 +39,29 @@ def test_the_gap_is_that_of_full_trees() -> None:
 def test_the_limit_lies_where_the_process_takes_as_long_as_a_step() -> None:
     assert limit_sessions([process(10, 4, 14), process(20, 8, 16)]) == pytest.approx(60)
     assert limit_sessions([process(10, 4, 14), process(20, 4, 16)]) == float("inf")
+
+
+def test_what_goes_with_seconds_is_counted_once() -> None:
+    # 5 ms a step and 2 % of all real time, with steps of 20 ms stretched 12 and 24 times.
+    short = ShareRow("short", 24, 5 + 0.02 * 250, 20.0, 100, wall_ms=250.0)
+    long = ShareRow("long", 24, 5 + 0.02 * 490, 20.0, 60, wall_ms=490.0)
+    row = unstretched(short, long)
+    assert row.name == "process"
+    assert row.cpu_ms == pytest.approx(5 + 0.02 * 20)
+    assert row.num_steps == 160
+    with pytest.raises(ValueError, match="no longer"):
+        unstretched(long, short)
+
+
+def test_noise_never_makes_real_time_a_gain() -> None:
+    short = ShareRow("short", 24, 8.0, 20.0, 100, wall_ms=250.0)
+    long = ShareRow("long", 24, 7.5, 20.0, 60, wall_ms=490.0)
+    assert unstretched(short, long).cpu_ms == 8.0
+
+
+def test_the_middle_run_counts() -> None:
+    rows = [process(24, cpu_ms, 20) for cpu_ms in (9, 30, 8)]
+    assert median_row(rows).cpu_ms == 9
 
 
 def test_bounds_are_judged_at_one_load() -> None:
