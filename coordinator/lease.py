@@ -6,7 +6,7 @@ from typing import TypeGuard
 
 from coordinator.engine.messages import AddVertices
 from coordinator.node_link import NodeLink
-from coordinator.scheduler.matching import PATIENCE_S
+from coordinator.scheduler.needs import PATIENCE_S
 from coordinator.sessions import Session
 from specedge_p2p.names import LeaseId, PeerId
 from specedge_p2p.wire.build import open_messages

@@ -14,7 +14,7 @@ from coordinator.matchmaker import Matchmaker
 from coordinator.node_link import NodeLink
 from coordinator.reputation import Reputation
 from coordinator.scheduler.factors import Factors
-from coordinator.scheduler.matching import MAX_DRAFTERS, Assignment
+from coordinator.scheduler.matching import MAX_DRAFTERS, Assignment, Matching
 from coordinator.sessions import Committed, Session, Sessions
 from specedge_p2p.names import LeaseId, PeerId
 from specedge_p2p.wire.build import split_verdict
@@ -140,24 +140,28 @@ class Leases:
     def rematch(self) -> None:
         """Something has come or become free: give it to sessions without a node.
 
-        When it is time for a review all sessions are looked at.
+        All sessions are looked at when it is time for that, or where a session finds no place.
         """
-        is_review = self._matchmaker.is_review_due
-        if is_review:
-            self._matchmaker.begin_review()
-            self._expire()
-        looked_at = {
-            session.session_id: session
-            for session in self._sessions
-            if self._matchmaker.is_looked_at(session, is_review=is_review)
-        }
-        if not looked_at:
+        live = [s for s in self._sessions if s.is_live and s.request.volunteers != "none"]
+        if not live:
             return
-        matching = self._matchmaker.match(list(looked_at.values()), is_review=is_review)
+        without = [session for session in live if not self._book.active(session)]
+        if self._matchmaker.is_review_due or not self._match_new(without):
+            self._expire()
+            self._apply(self._matchmaker.match_all(live), live)
+
+    def _match_new(self, sessions: list[Session]) -> bool:
+        matching = self._matchmaker.match_new(sessions) if sessions else Matching()
+        if matching is not None:
+            self._apply(matching, sessions)
+        return matching is not None
+
+    def _apply(self, matching: Matching, sessions: list[Session]) -> None:
+        by_id = {session.session_id: session for session in sessions}
         for gone in matching.dismissals:
-            self._dismiss(looked_at[gone.session_id], gone.peer_id)
+            self._dismiss(by_id[gone.session_id], gone.peer_id)
         for come in matching.assignments:
-            self._open(looked_at[come.session_id], come)
+            self._open(by_id[come.session_id], come)
 
     def review(self) -> None:
         """Look at all sessions when it is time; between two reviews this costs nothing.

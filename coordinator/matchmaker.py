@@ -11,7 +11,8 @@ from coordinator.lease import Lease
 from coordinator.lease_book import LeaseBook
 from coordinator.node_link import NodeLink
 from coordinator.reputation import Reputation
-from coordinator.scheduler.matching import Matching, SessionNeed, match
+from coordinator.scheduler.matching import Matching, match
+from coordinator.scheduler.needs import SessionNeed
 from coordinator.scheduler.places import NodeOffer
 from coordinator.scheduler.pool import Pool
 from coordinator.sessions import Session
@@ -50,9 +51,6 @@ class Matchmaker:
     def is_review_due(self) -> bool:
         return self._clock() >= self._next_review_s
 
-    def begin_review(self) -> None:
-        self._next_review_s = self._clock() + REVIEW_S
-
     def came(self, node: NodeLink) -> None:
         """The node has come, or may have room again."""
         self._pool.add(node.peer_id)
@@ -60,24 +58,26 @@ class Matchmaker:
     def left(self, node: NodeLink) -> None:
         self._pool.remove(node.peer_id)
 
-    def is_looked_at(self, session: Session, *, is_review: bool) -> bool:
-        """Whether a node may be given to the session, or another one than it has."""
-        if not session.is_live or session.request.volunteers == "none":
-            return False
-        return is_review or not self._book.active(session)
+    def match_new(self, sessions: Sequence[Session]) -> Matching | None:
+        """What changes for sessions without a node; None where only a review can tell.
 
-    def match(self, sessions: Sequence[Session], *, is_review: bool) -> Matching:
-        """What changes for these sessions."""
+        That is so where better nodes may be outside of the pool, and where a session finds no place
+        but may take that of another one's second node.
+        """
         now_s = self._clock()
         needs = [self._need(session, now_s) for session in sessions]
-        step_time_s = self._reputation.step_time_s
-        if not is_review:
-            nodes = [self._book.nodes[peer_id] for peer_id in self._pool.peers]
-            matching = match(needs, [self._offer(node) for node in nodes], step_time_s)
-            if self._pool.suffices(needs, matching):
-                return matching
+        nodes = [self._book.nodes[peer_id] for peer_id in self._pool.peers]
+        offers = [self._offer(node) for node in nodes]
+        matching = match(needs, offers, self._reputation.step_time_s)
+        return matching if self._pool.suffices(needs, matching) else None
+
+    def match_all(self, sessions: Sequence[Session]) -> Matching:
+        """What changes for all sessions, all nodes looked at."""
+        now_s = self._clock()
+        self._next_review_s = now_s + REVIEW_S
+        needs = [self._need(session, now_s) for session in sessions]
         offers = [self._offer(node) for node in self._book.nodes.values()]
-        matching = match(needs, offers, step_time_s, POOL_SIZE + 1)
+        matching = match(needs, offers, self._reputation.step_time_s, POOL_SIZE + 1)
         self._pool.renew(matching.with_room, _without_node(needs, matching))
         return matching
 

@@ -8,7 +8,7 @@ from coordinator.engine.messages import EntryResult, SourceFactor
 from coordinator.lease import Lease
 from coordinator.node_link import NodeLink
 from coordinator.scheduler.factors import Factors
-from coordinator.scheduler.matching import PATIENCE_S, Drafter
+from coordinator.scheduler.needs import PATIENCE_S, Drafter
 from coordinator.scheduler.places import NodeOffer, shared_level_s, typical_gain
 from coordinator.scheduler.standing import Standings
 from specedge_p2p.names import PeerId

@@ -1,19 +1,19 @@
 """Which nodes draft for which session.
 
 Every session gets one node, where that adds most; then nodes get further sessions; and where nodes
-have room to spare a session gets a second one that drafts with another model, or that stands by
-because the first one stalls or is late. Breadth and depth of one node exhaust what one draft model
-knows, so a second node with the same one would add nothing.
+have room to spare a session gets a second one that drafts with another model, from its start, or
+one that stands by because the first one stalls or is late. Breadth and depth of one node exhaust
+what one draft model knows, so a second node with the same one would add nothing.
 
 Nothing is dropped before what replaces it has been heard: a better node is opened beside the old
-one, and the old one goes in a later call, when the new one has proposed. Only where neither of two
-is heard, a third one takes the place of one of them at once.
+one, and the old one goes in a later call, when the new one has proposed. Of two that are there
+already one makes room for it, the lesser one or, where neither is heard, the less likely one.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from coordinator.gateway.ports import Volunteers
+from coordinator.scheduler.needs import PATIENCE_S, SETTLED_S, Drafter, SessionNeed, may_draft
 from coordinator.scheduler.places import MAX_LOOKS, NodeOffer, Places
 from specedge_p2p.names import PeerId, SessionId
 
@@ -24,53 +24,10 @@ MAX_MOVES = 4
 MOVE_FACTOR = 1.3
 MOVE_TOKENS = 0.05
 """A move must promise so many times as much, and so many tokens a step more."""
-SETTLED_S = 3.0
-"""A node is judged by its session after so long."""
-PATIENCE_S = 2.0
-"""A node that has proposed nothing for so long after its session began is not counted on."""
 STALL_SHARE = 0.003
 """Where more of a node's levels than this stall, a second one stands by."""
 SECOND_SHARE = 0.5
 """A second node must have so much of the first one's gain; half of that is enough to stay."""
-
-
-@dataclass(frozen=True, slots=True)
-class Drafter:
-    """A node that drafts for a session now.
-
-    Args:
-        peer_id: its id.
-        age_s: time since the session was opened there.
-        has_proposed: it has sent a tree.
-        is_late: it owes an answer for longer than its levels and its link explain.
-    """
-
-    peer_id: PeerId
-    age_s: float = SETTLED_S
-    has_proposed: bool = True
-    is_late: bool = False
-
-    @property
-    def is_unheard(self) -> bool:
-        """Nothing came of it when something was due."""
-        return self.is_late or (not self.has_proposed and self.age_s >= PATIENCE_S)
-
-
-@dataclass(frozen=True, slots=True)
-class SessionNeed:
-    """A live session as matching sees it.
-
-    Args:
-        session_id: its id.
-        volunteers: who may draft for it.
-        drafters: who does now; those that have left count for nothing.
-        released_by: nodes that gave it back; it never returns to them.
-    """
-
-    session_id: SessionId
-    volunteers: Volunteers
-    drafters: tuple[Drafter, ...] = ()
-    released_by: frozenset[PeerId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +58,6 @@ class Matching:
     dismissals: tuple[Dismissal, ...] = ()
     assignments: tuple[Assignment, ...] = ()
     with_room: tuple[PeerId, ...] = field(default=(), compare=False)
-
-
-def may_draft(session: SessionNeed, node: NodeOffer) -> bool:
-    """Whether the session may be shown to the node, whatever room there is."""
-    if node.peer_id in session.released_by:
-        return False
-    if session.volunteers == "any":
-        return True
-    return session.volunteers == "allowed" and node.is_allowed
 
 
 def match(
@@ -143,6 +91,8 @@ class _Matcher:
         }
         self._dismissals: list[Dismissal] = []
         self._assignments: list[Assignment] = []
+        self._begun: list[tuple[SessionNeed, NodeOffer]] = []
+        """Sessions that were given their first node here."""
         self._num_moves = 0
         self._seconds: list[tuple[SessionNeed, Drafter]] = []
 
@@ -156,12 +106,14 @@ class _Matcher:
         for session in sorted(self._sessions, key=_has_more_choice):
             if not self._present[session.session_id]:
                 self._give_first(session)
+        for session, node in self._begun:
+            self._give_other_draft(session, node)
         for session in self._sessions:
             drafters = self._present[session.session_id]
             if len(drafters) == 1 and session.volunteers != "none":
                 self._give_second(session, drafters[0])
-            elif len(drafters) >= MAX_DRAFTERS:
-                self._replace_unheard(session)
+            elif len(drafters) >= MAX_DRAFTERS and session.volunteers != "none":
+                self._replace_one(session)
         with_room = self._places.with_room(num_with_room)
         return Matching(tuple(self._dismissals), tuple(self._assignments), with_room)
 
@@ -219,6 +171,7 @@ class _Matcher:
             best = self._take_second_of_another(session)
         if best is not None:
             self._assign(session, best, is_standby=False)
+            self._begun.append((session, best))
 
     def _take_second_of_another(self, session: SessionNeed) -> NodeOffer | None:
         """Room at a node that is the second of a session, whose first goes on alone."""
@@ -248,34 +201,54 @@ class _Matcher:
         node = places.node(drafter.peer_id)
         taken = session.released_by | {drafter.peer_id}
         needs_standby = drafter.is_unheard or node.stall_share > STALL_SHARE
-        if drafter.age_s < SETTLED_S and not needs_standby:
+        if not needs_standby and not drafter.has_proposed:
             return
         best = places.best(session.volunteers, taken, has_use=True)
         if best is None:
             return
-        gain = places.marginal_gain(best.peer_id)
         if needs_standby:
             self._assign(session, best, is_standby=True)
-        elif node.is_useless or gain > MOVE_FACTOR * places.worth(node.peer_id) + MOVE_TOKENS:
+        elif drafter.age_s >= SETTLED_S and self._is_worth_a_move(best, node):
             if self._num_moves < MAX_MOVES:
-                self._num_moves += 1
-                self._assign(session, best, is_standby=True)
+                self._move(session, best)
         else:
-            other = places.best(session.volunteers, taken, has_use=True, not_draft=node.draft)
-            enough = SECOND_SHARE * places.gain(node.peer_id)
-            if other is not None and places.marginal_gain(other.peer_id) >= enough:
-                self._assign(session, other, is_standby=True)
+            self._give_other_draft(session, node)
 
-    def _replace_unheard(self, session: SessionNeed) -> None:
-        """Where nobody is heard, somebody else gets the place of who is least likely to come."""
+    def _give_other_draft(self, session: SessionNeed, node: NodeOffer) -> None:
+        """A node with another draft model, at once: a short answer is over before any review."""
+        taken = session.released_by | {node.peer_id}
+        other = self._places.best(session.volunteers, taken, has_use=True, not_draft=node.draft)
+        enough = SECOND_SHARE * self._places.gain(node.peer_id)
+        if other is not None and self._places.marginal_gain(other.peer_id) >= enough:
+            self._assign(session, other, is_standby=True)
+
+    def _is_worth_a_move(self, to: NodeOffer, node: NodeOffer) -> bool:
+        least = MOVE_FACTOR * self._places.worth(node.peer_id) + MOVE_TOKENS
+        return node.is_useless or self._places.marginal_gain(to.peer_id) > least
+
+    def _move(self, session: SessionNeed, to: NodeOffer) -> None:
+        self._num_moves += 1
+        self._assign(session, to, is_standby=True)
+
+    def _replace_one(self, session: SessionNeed) -> None:
+        """Where nobody is heard, somebody else gets the place of who is least likely to come.
+
+        A node that is much better than both gets that of the lesser one; the other one drafts on.
+        """
         drafters = self._present[session.session_id]
-        if session.volunteers == "none" or not all(drafter.is_unheard for drafter in drafters):
-            return
         taken = session.released_by.union(drafter.peer_id for drafter in drafters)
         best = self._places.best(session.volunteers, taken, has_use=True)
-        if best is not None:
+        if best is None:
+            return
+        if all(drafter.is_unheard for drafter in drafters):
             self._dismiss(session, max(drafters, key=self._least_likely))
             self._assign(session, best, is_standby=True)
+        elif all(drafter.age_s >= SETTLED_S for drafter in drafters):
+            first, *others = sorted(drafters, key=self._rank)
+            is_better = self._is_worth_a_move(best, self._places.node(first.peer_id))
+            if is_better and self._num_moves < MAX_MOVES:
+                self._dismiss(session, others[-1])
+                self._move(session, best)
 
     def _least_likely(self, drafter: Drafter) -> tuple[bool, float, PeerId]:
         """Who has never proposed comes after who has; then what would be lost without it counts."""

@@ -8,7 +8,8 @@ of those among them.
 
 from collections.abc import Iterable, Sequence
 
-from coordinator.scheduler.matching import Matching, SessionNeed
+from coordinator.scheduler.matching import Matching
+from coordinator.scheduler.needs import SessionNeed
 from specedge_p2p.names import PeerId, SessionId
 
 
@@ -23,9 +24,9 @@ class Pool:
         self._size = size
         self._peers: dict[PeerId, None] = {}
         self._num_left = 0
-        """Sessions until somebody outside may be better; below 0 where nobody is outside."""
+        """Places until somebody outside may be better; below 0 where nobody is outside."""
         self._hopeless: frozenset[SessionId] = frozenset()
-        """Sessions that nobody outside has room for."""
+        """Sessions that the last review found no place for."""
 
     @property
     def peers(self) -> Sequence[PeerId]:
@@ -54,14 +55,19 @@ class Pool:
         self._num_left = self._size if len(found) > self._size else -1
 
     def suffices(self, sessions: Sequence[SessionNeed], matching: Matching) -> bool:
-        """Whether a matching of these sessions with the pool is as good as one with all nodes."""
-        if self._num_left < 0:
-            return True
+        """Whether a matching of these sessions with the pool is as good as a review.
+
+        A review may find a place for a session that has none: outside of the pool, or that of a
+        second node.
+        """
         given = {come.session_id for come in matching.assignments}
-        self._num_left = max(0, self._num_left - len(given))
-        return self._num_left > 0 and all(
+        is_served = all(
             session.volunteers == "none"
             or session.session_id in given
             or session.session_id in self._hopeless
             for session in sessions
         )
+        if self._num_left < 0 or not is_served:
+            return is_served
+        self._num_left = max(0, self._num_left - len(matching.assignments))
+        return self._num_left > 0

@@ -1,7 +1,7 @@
 """Several nodes on one session: second models, standbys, moves; and what is learned of nodes."""
 
 from coordinator.engine.messages import DropSource, StepDone
-from coordinator.scheduler.matching import SETTLED_S
+from coordinator.scheduler.needs import SETTLED_S
 from specedge_p2p.wire import messages as m
 from tests.support.lease_world import World, opened, propose
 from tests.support.node_links import CONTEXT, write_all
@@ -24,6 +24,20 @@ async def test_a_second_node_drafts_with_another_model_and_both_are_named_to_the
     world.leases.leave(first)
     assert world.leases.drafting_peers(session) == ("b",)
     assert [lease.role for lease in world.leases.of_node(other)] == ["active"]
+
+
+async def test_a_session_that_finds_no_place_gets_that_of_a_second_node_at_once() -> None:
+    world = World()
+    nodes = [await world.node("a", 1), await world.node("b", 1, b"another model")]
+    first = world.session()
+    assert world.leases.drafting_peers(first) == ("a", "b")
+    for node, wire in nodes:
+        await propose(world, node, wire)
+    second = world.session(2)
+    assert world.leases.drafting_peers(first) == ("a",)
+    assert world.leases.drafting_peers(second) == ("b",)
+    third = world.session(3)
+    assert world.leases.drafting_peers(third) == ()
 
 
 async def test_a_late_node_is_replaced_without_a_gap() -> None:

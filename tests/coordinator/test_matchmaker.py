@@ -12,7 +12,8 @@ from coordinator import matchmaker
 from coordinator.gateway.ports import Volunteers
 from coordinator.matchmaker import POOL_SIZE, REVIEW_S
 from coordinator.node_link import NUM_ROUND_TRIPS, NodeLink
-from coordinator.scheduler.matching import Matching, SessionNeed, match
+from coordinator.scheduler.matching import Matching, match
+from coordinator.scheduler.needs import SessionNeed
 from coordinator.scheduler.places import NodeOffer
 from specedge_p2p.wire.messages import Capacity, Hello, Release
 from tests.support.lease_world import World, propose

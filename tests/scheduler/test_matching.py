@@ -9,16 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.gateway.ports import Volunteers
-from coordinator.scheduler.matching import (
-    MAX_DRAFTERS,
-    MAX_MOVES,
-    PATIENCE_S,
-    Drafter,
-    Matching,
-    SessionNeed,
-    match,
-    may_draft,
-)
+from coordinator.scheduler.matching import MAX_DRAFTERS, MAX_MOVES, Matching, match
+from coordinator.scheduler.needs import PATIENCE_S, SETTLED_S, Drafter, SessionNeed, may_draft
 from coordinator.scheduler.places import SHARED_LEVEL, NodeOffer, shared_level_s
 from specedge_p2p.names import PeerId, SessionId
 
@@ -171,9 +163,41 @@ def test_the_search_for_another_model_gives_up_after_some_looks() -> None:
     ]
 
 
-def test_a_young_session_gets_no_second_node_yet() -> None:
+def test_a_session_begins_with_two_models_where_there_is_room() -> None:
+    nodes = [offer("x", draft=1), offer("y", draft=2), offer("z", 1, draft=3, skill=0.9)]
+    result = match([need("a")], nodes)
+    assert come(result) == [("a", "x"), ("a", "y")]
+    assert [assigned.is_standby for assigned in result.assignments] == [False, True]
+    few = [offer("x", 1, draft=1), offer("y", 1, draft=2)]
+    assert sorted(come(match([need("a"), need("b")], few))) == [("a", "x"), ("b", "y")]
+
+
+def test_another_model_joins_as_soon_as_the_first_node_is_heard() -> None:
+    """Short answers are over before a node could be judged by them."""
     nodes = [offer("x", num_sessions=1, draft=1), offer("y", draft=2)]
+    assert come(match([need("a", nodes=[drafter("x", 0.1)])], nodes)) == [("a", "y")]
+    silent = drafter("x", 0.1, has_proposed=False)
+    assert match([need("a", nodes=[silent])], nodes) == Matching()
+
+
+def test_a_young_session_is_not_moved_yet() -> None:
+    nodes = [offer("x", num_sessions=1, skill=0.5), offer("better", skill=1.2)]
     assert match([need("a", nodes=[drafter("x", 1.0)])], nodes) == Matching()
+    assert come(match([need("a", nodes=[drafter("x", SETTLED_S)])], nodes)) == [("a", "better")]
+
+
+def test_a_much_better_node_takes_the_place_of_the_lesser_of_two() -> None:
+    nodes = [
+        offer("x", num_sessions=1, draft=1, skill=0.6),
+        offer("y", num_sessions=1, draft=2, skill=0.5),
+        offer("better", draft=1, skill=1.2),
+    ]
+    result = match([need("a", nodes=["x", "y"])], nodes)
+    assert (go(result), come(result)) == ([("a", "y")], [("a", "better")])
+    young = [drafter("x", 1.0), drafter("y", 1.0)]
+    assert match([need("a", nodes=young)], nodes) == Matching()
+    nodes[2] = offer("better", draft=1, skill=0.7)
+    assert match([need("a", nodes=["x", "y"])], nodes) == Matching()
 
 
 def test_a_second_node_stands_by_where_levels_stall() -> None:
@@ -207,7 +231,7 @@ def test_a_late_node_goes_when_its_standby_has_proposed() -> None:
 def test_never_more_than_two() -> None:
     nodes = [offer(name, num_sessions=1, draft=i) for i, name in enumerate("xyz")]
     assert len(go(match([need("a", nodes=["x", "y", "z"])], nodes))) == 1
-    nodes.append(offer("w", draft=9, skill=3.0))
+    nodes.append(offer("w", draft=9))
     assert come(match([need("a", nodes=["x", "y"])], nodes)) == []
 
 
@@ -457,7 +481,7 @@ def test_a_large_network_is_matched_quickly() -> None:
     started_s = time.process_time()
     result = match(sessions, nodes)
     took_s = time.process_time() - started_s
-    assert len(result.assignments) == 2_000
+    assert sum(not come.is_standby for come in result.assignments) == 2_000
     settled = applied(sessions, result)
     assert len(match(settled, counted(settled, nodes)).dismissals) == 0
     assert took_s < 2  # 0.1 s where nothing else runs; comparing all pairs would take a minute

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.gateway.ports import Volunteers
-from coordinator.scheduler.matching import Assignment, Matching, SessionNeed, match
+from coordinator.scheduler.matching import Assignment, Matching, match
+from coordinator.scheduler.needs import SessionNeed
 from coordinator.scheduler.places import NodeOffer
 from coordinator.scheduler.pool import Pool
 from specedge_p2p.names import PeerId, SessionId
@@ -28,17 +29,28 @@ def test_a_review_names_the_best_nodes_that_then_have_room() -> None:
     nodes = [replace(offer, max_sessions=1) for offer in offers(5)]
     matching = match([need("a")], nodes, num_with_room=3)
     assert matching.assignments == (Assignment(SessionId("a"), PeerId("node-0")),)
-    assert set(matching.with_room) <= {"node-0", "node-1", "node-2"}
-    assert matching.with_room[-2:] == ("node-1", "node-2")
+    assert len(matching.with_room) == 3
+    with_room = [peer_id for peer_id in matching.with_room if peer_id != "node-0"]
+    assert with_room[:2] == ["node-1", "node-2"]
     assert match([need("a")], nodes).with_room == ()
 
 
-def test_a_pool_that_has_everybody_always_suffices() -> None:
+def test_a_pool_that_has_everybody_suffices_while_everybody_is_served() -> None:
     pool = Pool(3)
-    pool.renew([PeerId("a"), PeerId("b"), PeerId("c")])
+    pool.renew([PeerId("a"), PeerId("b"), PeerId("c")], [need("hopeless")])
     pool.add(PeerId("d"))
     assert pool.peers == ("a", "b", "c", "d")
-    assert pool.suffices([need("x")], Matching())
+    found = Matching(assignments=(Assignment(SessionId("x"), PeerId("a")),))
+    for _ in range(5):
+        assert pool.suffices([need("x"), need("hopeless")], found)
+    assert not pool.suffices([need("y")], Matching()), "a second node may make room"
+
+
+def test_second_nodes_use_a_pool_up_too() -> None:
+    pool = Pool(2)
+    pool.renew([PeerId("a"), PeerId("b"), PeerId("c")])
+    come = [Assignment(SessionId("x"), PeerId(name)) for name in "ab"]
+    assert not pool.suffices([need("x")], Matching(assignments=tuple(come)))
 
 
 def test_a_pool_that_leaves_somebody_out_suffices_until_it_is_used_up() -> None:
