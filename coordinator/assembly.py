@@ -144,6 +144,7 @@ class Coordinator:
                 nursery.start_soon(self.rounds.run)
                 await self._was_ready.wait()
                 nursery.start_soon(self.accounting.run, self._parts.timing.segment_s)
+                nursery.start_soon(self.samples.run)
                 overlay = self._parts.overlay
                 async with (
                     serve_sample(overlay, self.samples.current),

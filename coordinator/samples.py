@@ -67,7 +67,7 @@ class _Kept(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SampleMaker:
-    """Makes the sample once and keeps it in a file."""
+    """Makes the sample once, when the first one asks for it, and keeps it in a file."""
 
     def __init__(
         self,
@@ -83,23 +83,42 @@ class SampleMaker:
         self._kept: tuple[SampleCase, ...] = ()
         self._fingerprint: bytes | None = None
         """Of the target that these are of."""
-        self._making = trio.Lock()
+        self._asked = trio.Event()
+        self._ended = trio.Event()
+        """Of the making that the next one who asks waits for."""
+
+    async def run(self) -> None:
+        """Make what is asked for, for ever.
+
+        Nobody who asks waits as long as a slow engine takes for it. What was begun for one who has
+        left is there for the next one.
+        """
+        while True:
+            await self._asked.wait()
+            target = self._target()
+            if target is not None and not self._is_made(target):
+                await self._make(target)
+            self._asked, ended, self._ended = trio.Event(), self._ended, trio.Event()
+            ended.set()
 
     async def current(self) -> DraftSample | None:
         """The sample, with the step time as of now; None while there is none to be had.
 
-        Whoever asks first waits until it is made. If he leaves, what is done stays done.
+        Whoever asks first waits until `run` has made it.
         """
         target = self._target()
         if target is None:
             return None
-        async with self._making:
-            if target.fingerprint != self._fingerprint:
-                self._cases, self._fingerprint = {}, target.fingerprint
-                self._kept = self._load(target)
-            if not self._kept:
-                await self._make(target)
-        return _sample(target, self._kept)
+        if not self._is_made(target):
+            self._asked.set()
+            await self._ended.wait()
+        return _sample(target, self._kept) if self._is_made(target) else None
+
+    def _is_made(self, target: SampleTarget) -> bool:
+        if target.fingerprint != self._fingerprint:
+            self._cases, self._fingerprint = {}, target.fingerprint
+            self._kept = self._load(target)
+        return bool(self._kept)
 
     async def _make(self, target: SampleTarget) -> None:
         with trio.move_on_after(IDLE_S):

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from tests.benchmarks.figures import CheckSpec, ChoiceSpec, Metric
 from tests.benchmarks.servings import AUTO_NGRAM, NGRAM, NodeGroup, Serving, Situation
 
-A100 = Situation("a100-32b", 0.7, 8, ("3x4", "3x2"), ("2x4", "1x8"), 1.25)
-A100_GREEDY = Situation("a100-32b", 0.0, 8, ("4x4", "3x4"), ("1x8", "1x4"), 1.25)
-A100_MANY = Situation("a100-32b", 0.7, 24, ("3x2", "2x4"), ("1x8", "1x4"), 2.0)
-A100_ONE = Situation("a100-32b", 0.7, 1, ("3x8", "4x8"), ("3x8", "2x8"), 1.0)
-H200 = Situation("h200-14b", 0.7, 8, ("2x4", "2x8"), ("1x8", "1x4"), 2.0)
-BIG = Situation("big-70b", 0.7, 8, ("4x8", "4x4"), ("3x4", "3x8"), 1.0)
-PAPER_4 = Situation("paper-32b", 0.7, 4, ("4x8", "4x4"), ("3x8", "3x4"), 1.0)
+A100 = Situation("a100-32b", 0.7, 8, ("3x4", "3x2"), ("2x4", "1x8"), 4.0)
+A100_GREEDY = Situation("a100-32b", 0.0, 8, ("4x4", "3x4"), ("1x8", "1x4"), 4.0)
+A100_MANY = Situation("a100-32b", 0.7, 24, ("3x2", "2x4"), ("1x8", "1x4"), 4.0)
+A100_ONE = Situation("a100-32b", 0.7, 1, ("3x8", "4x8"), ("3x8", "2x8"), 2.0)
+H200 = Situation("h200-14b", 0.7, 8, ("2x4", "2x8"), ("1x8", "1x4"), 6.0)
+BIG = Situation("big-70b", 0.7, 8, ("4x8", "4x4"), ("3x4", "3x8"), 2.0)
+PAPER_4 = Situation("paper-32b", 0.7, 4, ("4x8", "4x4"), ("3x8", "3x4"), 2.0)
 CPU_ONE = Situation("", 0.7, 1, (), (), 1.0)
 CPU_MANY = Situation("", 0.7, 8, (), (), 1.0)
 

@@ -10,11 +10,16 @@ from pathlib import Path
 import httpx
 
 from specedge_p2p.demo.processes import Network, NetworkPlan, running_network, spawn, until_joined
+from specedge_p2p.identity.keys import Identity
+from specedge_p2p.overlay.libp2p_host import open_overlay
+from specedge_p2p.overlay.sample import SampleError, fetch_sample
 from tests.benchmarks.clients import LoadPlan, Served, Workload, serve_all
 from tests.benchmarks.figures import MOST_LATE
 from tests.benchmarks.servings import NetworkSpec, NodeGroup, Serving
 
 MOST_TRIES = 2
+SAMPLE_TRIES = 10
+"""Each of up to a minute."""
 SLOWER = 1.5
 Say = Callable[[str], None]
 
@@ -130,6 +135,8 @@ async def running(spec: NetworkSpec, folder: Path) -> AsyncIterator[Network]:
         *spec.serve,
     ]
     async with running_network(NetworkPlan(folder, 0, serve)) as network:
+        if any(len(group.draft_models) > 1 for group in spec.nodes):
+            await _until_sampled(network.endpoints.addresses[0])
         for number, group in enumerate(_one_by_one(spec.nodes), 1):
             home = folder / f"node-{number}"
             arguments = [
@@ -146,6 +153,18 @@ async def running(spec: NetworkSpec, folder: Path) -> AsyncIterator[Network]:
             network.add(await spawn(f"node {number}", command, folder / f"node-{number}.log"), home)
         await until_joined(network, spec.num_nodes)
         yield network
+
+
+async def _until_sampled(address: str) -> None:
+    """Until nodes that come can choose: in stretched time they would not wait so long."""
+    async with open_overlay(Identity.generate(), listen=[], bootstrap=[], dht="client") as overlay:
+        for tries_left in reversed(range(SAMPLE_TRIES)):
+            try:
+                await fetch_sample(overlay, address)
+                return
+            except SampleError:
+                if not tries_left:
+                    raise
 
 
 def _one_by_one(groups: Sequence[NodeGroup]) -> list[NodeGroup]:

@@ -78,7 +78,9 @@ class Situation:
     trees: tuple[str, ...]
     trees_with_ngram: tuple[str, ...]
     alone_stretch: float
-    """Smallest one that hides this machine's own work when no node takes part."""
+    """Hides this machine's own work when no node takes part: what the engine does between two
+    forwards is not padded, so it must be little of a step here, as it is where volunteers take part
+    and time is stretched further."""
 
     @property
     def name(self) -> str:

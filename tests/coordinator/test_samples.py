@@ -1,6 +1,7 @@
 """The coordinator's sample: the target's own tokens, made once, of nobody's prompts."""
 
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from specedge_p2p.lm.ports import SamplingParams
 from specedge_p2p.lm.toy import toy_decode
 from specedge_p2p.lm.toy_text import ToyText
 from specedge_p2p.overlay.memory import address_of
-from specedge_p2p.overlay.sample import DraftSample, SampleError, fetch_sample
+from specedge_p2p.overlay.sample import ASK_S, DraftSample, SampleError, fetch_sample
 from specedge_p2p.wire.messages import MAX_FRAME_BYTES
 from tests.support.swarm import ENDLESS, VOCAB, Swarm, SwarmSettings, identity, running_swarm
 
@@ -28,6 +29,14 @@ from tests.support.swarm import ENDLESS, VOCAB, Swarm, SwarmSettings, identity, 
 async def fetch(swarm: Swarm, number: int = 9) -> DraftSample:
     overlay = swarm.network.join(identity(number).peer_id)
     return await fetch_sample(overlay, address_of(swarm.identity.peer_id))
+
+
+async def current(maker: SampleMaker) -> DraftSample | None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(maker.run)
+        sample = await maker.current()
+        nursery.cancel_scope.cancel()
+    return sample
 
 
 async def test_law1_output_the_sample_is_what_the_target_says(autojump_clock: MockClock) -> None:
@@ -95,6 +104,23 @@ async def test_a_full_coordinator_gives_none_and_keeps_what_is_done(
         assert len((await fetch(swarm)).cases) == len(TEXTS) * len(TEMPERATURES)
 
 
+async def test_what_a_slow_engine_has_begun_for_one_who_gave_up_the_next_one_gets(
+    autojump_clock: MockClock,
+) -> None:
+    """All cases are decoded side by side: before the last token of all there is none."""
+    settings = SwarmSettings(step_time_s=5.0)
+    async with running_swarm(settings, target=ENDLESS) as swarm:
+        started_s = trio.current_time()
+        for number in count(20):
+            try:
+                sample = await fetch(swarm, number)
+            except SampleError:
+                continue
+            break
+        assert ASK_S < trio.current_time() - started_s < 5 * NUM_TOKENS + 2 * ASK_S
+        assert len(sample.cases) == len(TEXTS) * len(TEMPERATURES)
+
+
 async def test_it_is_kept_between_runs_for_the_same_target(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
@@ -104,9 +130,9 @@ async def test_it_is_kept_between_runs_for_the_same_target(
         target = coordinator.samples._target
 
         async def made() -> DraftSample | None:
-            return await SampleMaker(
-                coordinator.generations, coordinator.sessions, target, path
-            ).current()
+            return await current(
+                SampleMaker(coordinator.generations, coordinator.sessions, target, path)
+            )
 
         first = await made()
         assert first is not None
@@ -134,4 +160,4 @@ async def test_a_sample_that_cannot_be_kept_is_given_all_the_same(
             parts.samples._target,
             tmp_path / "file" / "sample.msgpack",
         )
-        assert (await maker.current()) is not None
+        assert (await current(maker)) is not None
