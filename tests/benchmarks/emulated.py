@@ -144,6 +144,7 @@ async def running(spec: NetworkSpec, folder: Path) -> AsyncIterator[Network]:
                 *("--threads", "1"),
                 *(part for name in group.draft_models for part in ("--draft-model", name)),
                 *("--link-delay-ms", str(group.round_trip_ms)),
+                *("--link-seed", str(number)),  # or all links would drop at once
                 *("--report", str(folder / f"report-{number}.json")),
                 *_emulate(group.profile, spec.stretch),
                 *_priority(group.profile),

@@ -22,8 +22,9 @@ from tests.simulator.traces import DATA, TraceBook, demo_book
 from tests.simulator.world import NodePlan, World, WorldPlan
 
 DRAFTS = {"demo-draft": "small", "demo-target": "target"}
-BACK_S = 0.1
-"""A link that was dropped is there again after so long, in the mean."""
+BACK_S = 0.8
+"""A link that was dropped is there again after so long, in the mean: a node's first pause is 0.5 to
+1 s (`node.link.backoff_s`), and then it has to say hello."""
 LEAST_JOBS = 16
 TOKENS_PER_SESSION = 700
 MOST_ERROR = 0.08
