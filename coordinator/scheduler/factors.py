@@ -27,6 +27,7 @@ NUM_TREES_ON_TRIAL = 8
 FACTOR_ON_TRIAL = 0.5
 MAX_ROWS_ON_TRIAL = 8
 LOW_FACTOR = 0.1
+HONEST_FACTOR = 0.5
 
 
 @dataclass(slots=True)
@@ -112,11 +113,16 @@ class Factors:
         self._num_drafts = 0
 
     def observe(self, peer_id: PeerId, fingerprint: bytes, predicted: float, is_hit: bool) -> None:
-        """A tree of a node, made with the draft model of this fingerprint, was judged."""
+        """A tree of a node, made with the draft model of this fingerprint, was judged.
+
+        Which model that was is the node's word, so a node says nothing of the model before it has
+        been right about as often as it claims.
+        """
         factor = self._nodes.entries.get(peer_id) or Factor()
         factor.observe(predicted, is_hit=is_hit)
         self._nodes.put(peer_id, factor)
-        self.observe_draft(fingerprint, is_hit=is_hit)
+        if factor.value >= HONEST_FACTOR and not factor.is_on_trial:
+            self.observe_draft(fingerprint, is_hit=is_hit)
 
     def observe_draft(self, fingerprint: bytes, *, is_hit: bool) -> None:
         """A tree that somebody made with this draft model was judged."""

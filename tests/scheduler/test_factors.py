@@ -104,6 +104,17 @@ def test_the_quality_of_a_draft_model_is_its_share_of_hits_over_all_nodes() -> N
     assert factors.quality(LARGE) == pytest.approx(0.80, abs=0.06)
 
 
+def test_law3_a_node_that_is_never_right_spoils_no_model_that_it_claims_to_draft_with() -> None:
+    factors = Factors()
+    for _ in range(200):
+        factors.observe(ANNA, LARGE, 0.8, is_hit=True)
+    before = factors.quality(LARGE)
+    for number in range(100):  # an identity costs nothing
+        for _ in range(100):
+            factors.observe(PeerId(f"liar {number}"), LARGE, 0.95, is_hit=False)
+    assert factors.quality(LARGE) == before > 0.8
+
+
 def test_draft_models_are_numbered_once() -> None:
     factors = Factors()
     assert factors.draft(SMALL) == 1
