@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 FINAL_REFUSALS = frozenset({"tokenizer", "version", "not-allowed", "banned"})
 """Codes of Refuse after which it is no use to ask again; after others the node soon does."""
 
+STAY_S = 5.0
+"""A link without work that lasted so long was meant."""
+
 
 @dataclass(frozen=True, slots=True)
 class Draft:
@@ -148,11 +151,16 @@ class JoinLoop:
         return False
 
     async def _try(self, candidate: FoundCoordinator) -> bool:
-        """Whether it welcomed this node; one that cannot use it is remembered."""
+        """Whether it could use this node; one that cannot is remembered.
+
+        One that says welcome and closes the link at once could not: the others are asked then, and
+        the waits double.
+        """
         record = candidate.record
         try:
             worker = self._worker_at_hand(record) or await self._new_worker(candidate)
-            num_welcomes = worker.num_welcomes
+            num_welcomes, num_sent = worker.num_welcomes, worker.stats.num_sent
+            began_s = trio.current_time()
             await self._serve(worker, candidate)
         except (ModelError, NoFit, Refused) as problem:
             if isinstance(problem, ModelError) and AUTO not in self._settings.draft_models:
@@ -160,7 +168,9 @@ class JoinLoop:
             if self._unfit.note(record, problem, trio.current_time()):
                 log.warning("%s is left out: %s", candidate.address, problem)
             return False
-        return worker.num_welcomes > num_welcomes
+        has_drafted = worker.stats.num_sent > num_sent
+        has_stayed = trio.current_time() - began_s >= STAY_S
+        return worker.num_welcomes > num_welcomes and (has_drafted or has_stayed)
 
     def _problem(self, record: CoordinatorRecord) -> Exception | None:
         return self._unfit.problem(record, trio.current_time())

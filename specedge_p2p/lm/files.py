@@ -57,6 +57,7 @@ def _download(name: str, patterns: tuple[str, ...], progress: Progress | None) -
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
@@ -69,6 +70,8 @@ def _download(name: str, patterns: tuple[str, ...], progress: Progress | None) -
         )
         if _is_complete(at_hand, patterns):
             return at_hand
+    except HFValidationError as error:
+        raise ModelError(f"{name!r} cannot be the name of a model of the hub") from error
     except LocalEntryNotFoundError:
         pass
     try:

@@ -7,6 +7,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from specedge_p2p.lm.files import TOKENIZER_FILES, _silent_bar, find_model
+from specedge_p2p.lm.ports import ModelError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -60,3 +61,10 @@ def test_bytes_are_told_once_and_only_upwards() -> None:
     on_disk.update(6)
     arriving.update(6)
     assert told == [("some/model", 4, 10), ("some/model", 10, 10)]
+
+
+@pytest.mark.parametrize("name", ["a b/c", "a/b..c", "a--b/c", "a/b\n", "a/" + "x" * 100])
+def test_an_odd_name_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(ModelError, match="cannot be the name") as caught:
+        find_model(name)
+    assert "\n" not in str(caught.value)

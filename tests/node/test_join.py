@@ -124,6 +124,31 @@ async def test_churn_and_loss_change_no_token(autojump_clock: object, tmp_path: 
         world.loop.leave()
 
 
+async def test_who_says_welcome_and_hangs_up_is_asked_less_and_less(
+    autojump_clock: object, tmp_path: Path
+) -> None:
+    world = World(NodeSettings(tmp_path))
+    overlay = world.network.join(THERE.peer_id)
+    welcomed = trio.Semaphore(0)
+    world.coordinator.on_link = welcomed.release
+
+    async def hang_up() -> None:
+        while True:
+            await welcomed.acquire()
+            await trio.sleep(0.1)
+            world.network.drop_links(HERE.peer_id, THERE.peer_id)
+
+    async with overlay.serve(DRAFT_PROTOCOL, world.coordinator.handle), trio.open_nursery() as n:
+        n.start_soon(hang_up)
+        n.start_soon(world.loop.run)
+        await trio.sleep(100)
+        n.cancel_scope.cancel()
+    assert world.loop.worker is not None
+    assert world.loop.worker.num_welcomes >= 6
+    gaps = [round(b - a) for a, b in zip(world.asked, world.asked[1:], strict=False)]
+    assert gaps[1:6] == [2, 4, 8, 16, 32]  # the first has the loading of the model in it
+
+
 async def test_without_coordinators_the_waits_double(
     autojump_clock: object, tmp_path: Path
 ) -> None:
