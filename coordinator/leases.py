@@ -140,21 +140,24 @@ class Leases:
     def rematch(self) -> None:
         """Something has come or become free: give it to sessions without a node.
 
-        All sessions are looked at when it is time for that, or where a session finds no place.
+        All sessions are looked at in a review; see matchmaker.py.
         """
+        is_due = self._matchmaker.is_review_due
         live = [s for s in self._sessions if s.is_live and s.request.volunteers != "none"]
-        if not live:
-            return
-        without = [session for session in live if not self._book.active(session)]
-        if self._matchmaker.is_review_due or not self._match_new(without):
+        if is_due or (not self._match_new(live) and self._matchmaker.may_hurry):
+            self._matchmaker.begin_review()
             self._expire()
-            self._apply(self._matchmaker.match_all(live), live)
+            if live:
+                self._apply(self._matchmaker.match_all(live), live)
 
-    def _match_new(self, sessions: list[Session]) -> bool:
-        matching = self._matchmaker.match_new(sessions) if sessions else Matching()
-        if matching is not None:
-            self._apply(matching, sessions)
-        return matching is not None
+    def _match_new(self, live: list[Session]) -> bool:
+        """Whether a review would find no more for those without a node."""
+        sessions = [session for session in live if not self._book.active(session)]
+        if not sessions:
+            return True
+        matching, suffices = self._matchmaker.match_new(sessions)
+        self._apply(matching, sessions)
+        return suffices
 
     def _apply(self, matching: Matching, sessions: list[Session]) -> None:
         by_id = {session.session_id: session for session in sessions}
@@ -173,6 +176,7 @@ class Leases:
 
     def close(self, session: Session, reason: str) -> None:
         """End all leases of a session."""
+        self._matchmaker.ended(session)
         for lease in self._book.remove_session(session):
             if lease.node is not None:
                 self._matchmaker.came(lease.node)
@@ -257,6 +261,7 @@ class Leases:
 
     def _dismiss(self, session: Session, peer_id: PeerId) -> None:
         """End the lease of one node; the session goes on with others."""
+        self._matchmaker.dismissed(session)
         for lease in self._book.active(session):
             if lease.peer_id == peer_id and lease.node is not None:
                 node, session_no = lease.node, lease.session_no

@@ -1,10 +1,12 @@
 """When to match sessions and nodes, and what matching is shown of them.
 
 A session that has no node is looked at as soon as it opens, or as something has become free; all
-sessions together are looked at in a review, four times a second. However often nodes speak, and
-however many sessions find no place, no more than that is spent on them.
+sessions together are looked at in a review, four times a second, and once more in between where one
+finds no place. However often nodes speak, and however many sessions find no place, no more than
+that is spent on them.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 from coordinator.lease import Lease
@@ -16,7 +18,7 @@ from coordinator.scheduler.needs import SessionNeed
 from coordinator.scheduler.places import NodeOffer
 from coordinator.scheduler.pool import Pool
 from coordinator.sessions import Session
-from specedge_p2p.names import PeerId
+from specedge_p2p.names import PeerId, SessionId
 
 RESUME_WINDOW_S = 1.0
 """After joining, a node is not offered afresh what it may be about to resume."""
@@ -45,11 +47,24 @@ class Matchmaker:
         self._book, self._reputation = book, reputation
         self._allowed, self._clock = allowed, clock
         self._next_review_s = 0.0
+        self._has_hurried = False
+        self._dismissed_s: dict[SessionId, float] = {}
+        """When a node of a live session was last sent away."""
         self._pool = Pool(POOL_SIZE)
 
     @property
     def is_review_due(self) -> bool:
         return self._clock() >= self._next_review_s
+
+    @property
+    def may_hurry(self) -> bool:
+        """Whether a review may be held before it is due: at most one between any two."""
+        return not self._has_hurried
+
+    def begin_review(self) -> None:
+        self._has_hurried = not self.is_review_due
+        if not self._has_hurried:
+            self._next_review_s = self._clock() + REVIEW_S
 
     def came(self, node: NodeLink) -> None:
         """The node has come, or may have room again."""
@@ -58,30 +73,36 @@ class Matchmaker:
     def left(self, node: NodeLink) -> None:
         self._pool.remove(node.peer_id)
 
-    def match_new(self, sessions: Sequence[Session]) -> Matching | None:
-        """What changes for sessions without a node; None where only a review can tell.
+    def dismissed(self, session: Session) -> None:
+        """A node of the session was sent away."""
+        self._dismissed_s[session.session_id] = self._clock()
 
-        That is so where better nodes may be outside of the pool, and where a session finds no place
-        but may take that of another one's second node.
+    def ended(self, session: Session) -> None:
+        self._dismissed_s.pop(session.session_id, None)
+
+    def match_new(self, sessions: Sequence[Session]) -> tuple[Matching, bool]:
+        """What changes for sessions without a node, and whether a review would find no more.
+
+        A review may find better nodes outside of the pool, or the second node of another session.
         """
-        now_s = self._clock()
-        needs = [self._need(session, now_s) for session in sessions]
-        nodes = [self._book.nodes[peer_id] for peer_id in self._pool.peers]
-        offers = [self._offer(node) for node in nodes]
+        needs = self._needs(sessions)
+        offers = [self._offer(self._book.nodes[peer_id]) for peer_id in self._pool.peers]
         matching = match(needs, offers, self._reputation.step_time_s)
-        return matching if self._pool.suffices(needs, matching) else None
+        return matching, self._pool.suffices(needs, matching)
 
     def match_all(self, sessions: Sequence[Session]) -> Matching:
         """What changes for all sessions, all nodes looked at."""
-        now_s = self._clock()
-        self._next_review_s = now_s + REVIEW_S
-        needs = [self._need(session, now_s) for session in sessions]
+        needs = self._needs(sessions)
         offers = [self._offer(node) for node in self._book.nodes.values()]
         matching = match(needs, offers, self._reputation.step_time_s, POOL_SIZE + 1)
         self._pool.renew(matching.with_room, _without_node(needs, matching))
         return matching
 
     # --- inside ----------------------------------------------------------------------------------
+
+    def _needs(self, sessions: Sequence[Session]) -> list[SessionNeed]:
+        now_s = self._clock()
+        return [self._need(session, now_s) for session in sessions]
 
     def _need(self, session: Session, now_s: float) -> SessionNeed:
         leases = self._book.of_session(session)
@@ -98,6 +119,7 @@ class Matchmaker:
                 for lease in leases
                 if lease.is_released or self._may_be_resumed(lease, now_s)
             ),
+            since_dismissal_s=now_s - self._dismissed_s.get(session.session_id, -math.inf),
         )
 
     def _may_be_resumed(self, lease: Lease, now_s: float) -> bool:

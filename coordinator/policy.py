@@ -181,7 +181,7 @@ class StepPolicy:
             for seen in result.seen:
                 if seen.source == _OWN:
                     self._own_factor.observe(seen.predicted, is_hit=seen.is_hit)
-                    self._factors.observe_draft(self._own_fingerprint, is_hit=seen.is_hit)
+                    self._factors.observe_own(self._own_fingerprint, is_hit=seen.is_hit)
         self._learn_service(step)
 
     def _learn_times(self, step: StepDone, num_tokens: int) -> None:

@@ -6,7 +6,7 @@ for as long as the target is the same.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -66,6 +66,21 @@ class _Kept(msgspec.Struct, frozen=True, array_like=True):
     sample: bytes
 
 
+@dataclass(slots=True)
+class _Work:
+    """What is done for one target.
+
+    Args:
+        fingerprint: of the target.
+        kept: all that is to be handed out; none before it is complete.
+        cases: what is done of it; one that was too short is None.
+    """
+
+    fingerprint: bytes
+    kept: tuple[SampleCase, ...] = ()
+    cases: dict[tuple[str, float], SampleCase | None] = field(default_factory=dict)
+
+
 class SampleMaker:
     """Makes the sample once, when the first one asks for it, and keeps it in a file."""
 
@@ -78,11 +93,7 @@ class SampleMaker:
     ) -> None:
         self._generations, self._sessions = generations, sessions
         self._target, self._path = target, path
-        self._cases: dict[tuple[str, float], SampleCase | None] = {}
-        """Those that are done; one that was too short is None."""
-        self._kept: tuple[SampleCase, ...] = ()
-        self._fingerprint: bytes | None = None
-        """Of the target that these are of."""
+        self._work: _Work | None = None
         self._asked = trio.Event()
         self._ended = trio.Event()
         """Of the making that the next one who asks waits for."""
@@ -96,8 +107,11 @@ class SampleMaker:
         while True:
             await self._asked.wait()
             target = self._target()
-            if target is not None and not self._is_made(target):
-                await self._make(target)
+            if target is not None:
+                if self._work is None or self._work.fingerprint != target.fingerprint:
+                    self._work = _Work(target.fingerprint, self._load(target))
+                if not self._work.kept:
+                    await self._make(target, self._work)
             self._asked, ended, self._ended = trio.Event(), self._ended, trio.Event()
             ended.set()
 
@@ -106,48 +120,49 @@ class SampleMaker:
 
         Whoever asks first waits until `run` has made it.
         """
-        target = self._target()
-        if target is None:
-            return None
-        if not self._is_made(target):
+        sample = self._found()
+        if sample is None and self._target() is not None:
             self._asked.set()
             await self._ended.wait()
-        return _sample(target, self._kept) if self._is_made(target) else None
+            sample = self._found()
+        return sample
 
-    def _is_made(self, target: SampleTarget) -> bool:
-        if target.fingerprint != self._fingerprint:
-            self._cases, self._fingerprint = {}, target.fingerprint
-            self._kept = self._load(target)
-        return bool(self._kept)
+    def _found(self) -> DraftSample | None:
+        target, work = self._target(), self._work
+        if target is None or work is None or work.fingerprint != target.fingerprint:
+            return None
+        return _sample(target, work.kept)
 
-    async def _make(self, target: SampleTarget) -> None:
+    async def _make(self, target: SampleTarget, work: _Work) -> None:
         with trio.move_on_after(IDLE_S):
             await self._sessions.until_empty()
         async with trio.open_nursery() as nursery:
             for text in TEXTS:
                 for temperature in TEMPERATURES:
-                    if (text, temperature) not in self._cases:
-                        nursery.start_soon(self._generate, target.name, text, temperature)
-        if len(self._cases) < len(TEXTS) * len(TEMPERATURES):
+                    if (text, temperature) not in work.cases:
+                        nursery.start_soon(self._generate, target, work, text, temperature)
+        if len(work.cases) < len(TEXTS) * len(TEMPERATURES):
             return  # some were refused; the next who asks tries again
-        self._kept = tuple(case for case in self._cases.values() if case is not None)
-        sample = _sample(target, self._kept)
+        work.kept = tuple(case for case in work.cases.values() if case is not None)
+        sample = _sample(target, work.kept)
         if sample is not None:
-            self._store(_Kept(target.fingerprint, encode_sample(sample)))
+            self._store(target, sample)
 
-    async def _generate(self, model: str, text: str, temperature: float) -> None:
+    async def _generate(
+        self, target: SampleTarget, work: _Work, text: str, temperature: float
+    ) -> None:
         seed = TEXTS.index(text)
-        prompt_ids = self._generations.encode(text)[:MAX_PROMPT_TOKENS]
-        request = GenerationRequest(
-            model=model,
-            prompt_ids=prompt_ids,
-            sampling=SamplingParams(temperature),
-            seed=seed,
-            max_tokens=NUM_TOKENS,
-            volunteers="none",
-        )
         tokens: list[int] = []
         try:
+            prompt_ids = self._generations.encode(text)[:MAX_PROMPT_TOKENS]
+            request = GenerationRequest(
+                model=target.name,
+                prompt_ids=prompt_ids,
+                sampling=SamplingParams(temperature),
+                seed=seed,
+                max_tokens=NUM_TOKENS,
+                volunteers="none",
+            )
             async with self._generations.generate(request) as events:
                 async for event in events:
                     if isinstance(event, TextEvent):
@@ -155,10 +170,13 @@ class SampleMaker:
         except Refused as refused:
             log.info("no sample for draft models yet: %s", refused.text)
             return
+        now = self._target()
+        if now is None or now.fingerprint != work.fingerprint:
+            return  # the engine came back with another model, which may have said some of it
         key = noise_key(seed_bytes(seed), prompt_ids)
         is_long = len(tokens) >= LEAST_TOKENS
         case = sample_case(list(prompt_ids), tokens, temperature, key) if is_long else None
-        self._cases[text, temperature] = case
+        work.cases[text, temperature] = case
 
     # --- the file --------------------------------------------------------------------------------
 
@@ -177,13 +195,14 @@ class SampleMaker:
         is_same = is_same and sample.tokenizer_fingerprint == target.tokenizer_fingerprint
         return tuple(sample.cases) if is_same else ()
 
-    def _store(self, kept: _Kept) -> None:
+    def _store(self, target: SampleTarget, sample: DraftSample) -> None:
         if self._path is None:
             return
         try:
+            kept = _Kept(target.fingerprint, encode_sample(sample))
             self._path.write_bytes(msgspec.msgpack.encode(kept))
-        except OSError as error:
-            log.warning("the sample cannot be kept in %s: %s", self._path, error.strerror)
+        except (OSError, ValueError) as error:
+            log.warning("the sample cannot be kept in %s: %s", self._path, error)
 
 
 def _sample(target: SampleTarget, cases: tuple[SampleCase, ...]) -> DraftSample | None:

@@ -39,8 +39,10 @@ class Trial:
         return "holdout" if self._holdouts.takes_next() else "drafted"
 
     def _has_room(self, volunteers: Volunteers) -> bool:
+        """A place that is free, or that of a node which is the second one of its session."""
         return volunteers != "none" and any(
-            len(self._leases.of_node(node)) < node.max_sessions
+            len(leases) < node.max_sessions or any(lease.role == "standby" for lease in leases)
             for node in self._leases.nodes
             if volunteers == "any" or node.peer_id in self._allowed
+            for leases in [self._leases.of_node(node)]
         )

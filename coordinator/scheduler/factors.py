@@ -21,13 +21,15 @@ _BELIEF = 2.0
 _QUALITY_KEPT = 0.995
 _QUALITY_BELIEF = 0.5
 _QUALITY_WEIGHT = 8.0
+_MAX_VOICES = 256
+_OWN = PeerId("")
+"""The engine's own voice."""
 
 NUM_TREES_ON_TRIAL = 8
 """Trees that a new drafter is scored on before it is believed in full."""
 FACTOR_ON_TRIAL = 0.5
 MAX_ROWS_ON_TRIAL = 8
 LOW_FACTOR = 0.1
-HONEST_FACTOR = 0.5
 
 
 @dataclass(slots=True)
@@ -62,23 +64,6 @@ class Factor:
         self._predicted *= _FADED
 
 
-@dataclass(slots=True)
-class Quality:
-    """Share of the first levels of one draft model that had the target's choice."""
-
-    number: int = 0
-    _hits: float = _QUALITY_BELIEF * _QUALITY_WEIGHT
-    _trees: float = _QUALITY_WEIGHT
-
-    @property
-    def value(self) -> float:
-        return self._hits / self._trees
-
-    def observe(self, *, is_hit: bool) -> None:
-        self._hits = _QUALITY_KEPT * self._hits + is_hit
-        self._trees = _QUALITY_KEPT * self._trees + 1.0
-
-
 _Key = TypeVar("_Key", bound=Hashable)
 _Value = TypeVar("_Value")
 
@@ -90,11 +75,49 @@ class _Recent(Generic[_Key, _Value]):
     most: int
     entries: OrderedDict[_Key, _Value] = field(default_factory=OrderedDict)
 
-    def put(self, key: _Key, value: _Value) -> None:
+    def put(self, key: _Key, value: _Value) -> list[tuple[_Key, _Value]]:
+        """Returns what is forgotten for it."""
         self.entries[key] = value
         self.entries.move_to_end(key)
-        if len(self.entries) > self.most:
-            self.entries.popitem(last=False)
+        num_over = len(self.entries) - self.most
+        return [self.entries.popitem(last=False) for _ in range(num_over)]
+
+
+@dataclass(slots=True)
+class Quality:
+    """Share of the first levels of one draft model that had the target's choice.
+
+    It is the mean over those who say that they draft with it, each weighed by the hits that it had:
+    which model a node drafts with is its own word, and one that is never right says nothing of it.
+    The engine knows what it drafts with, and is weighed by its trees.
+    """
+
+    number: int = 0
+    _voices: "_Recent[PeerId, tuple[float, float]]" = field(
+        default_factory=lambda: _Recent(_MAX_VOICES)
+    )
+    """(hits, trees) of each."""
+    _weight: float = 0.0
+    _weighed: float = 0.0
+
+    @property
+    def value(self) -> float:
+        belief = _QUALITY_BELIEF * _QUALITY_WEIGHT
+        return (belief + max(0.0, self._weighed)) / (_QUALITY_WEIGHT + max(0.0, self._weight))
+
+    def observe(self, peer_id: PeerId, *, is_hit: bool) -> None:
+        hits, trees = self._voices.entries.get(peer_id, (0.0, 0.0))
+        self._count(peer_id, hits, trees, -1.0)
+        hits, trees = _QUALITY_KEPT * hits + is_hit, _QUALITY_KEPT * trees + 1.0
+        self._count(peer_id, hits, trees, 1.0)
+        for gone, voice in self._voices.put(peer_id, (hits, trees)):
+            self._count(gone, *voice, -1.0)
+
+    def _count(self, peer_id: PeerId, hits: float, trees: float, sign: float) -> None:
+        if trees:
+            weight = sign * (trees if peer_id == _OWN else hits)
+            self._weight += weight
+            self._weighed += weight * hits / trees
 
 
 class Factors:
@@ -113,20 +136,15 @@ class Factors:
         self._num_drafts = 0
 
     def observe(self, peer_id: PeerId, fingerprint: bytes, predicted: float, is_hit: bool) -> None:
-        """A tree of a node, made with the draft model of this fingerprint, was judged.
-
-        Which model that was is the node's word, so a node says nothing of the model before it has
-        been right about as often as it claims.
-        """
+        """A tree of a node, made with the draft model of this fingerprint, was judged."""
         factor = self._nodes.entries.get(peer_id) or Factor()
         factor.observe(predicted, is_hit=is_hit)
         self._nodes.put(peer_id, factor)
-        if factor.value >= HONEST_FACTOR and not factor.is_on_trial:
-            self.observe_draft(fingerprint, is_hit=is_hit)
+        self._draft(fingerprint).observe(peer_id, is_hit=is_hit)
 
-    def observe_draft(self, fingerprint: bytes, *, is_hit: bool) -> None:
-        """A tree that somebody made with this draft model was judged."""
-        self._draft(fingerprint).observe(is_hit=is_hit)
+    def observe_own(self, fingerprint: bytes, *, is_hit: bool) -> None:
+        """A tree that the engine made with this draft model was judged."""
+        self._draft(fingerprint).observe(_OWN, is_hit=is_hit)
 
     def source(self, number: int, peer_id: PeerId, fingerprint: bytes) -> SourceFactor:
         """What is believed of a node's trees, as source `number` of a session.

@@ -6,8 +6,9 @@ one that stands by because the first one stalls or is late. Breadth and depth of
 what one draft model knows, so a second node with the same one would add nothing.
 
 Nothing is dropped before what replaces it has been heard: a better node is opened beside the old
-one, and the old one goes in a later call, when the new one has proposed. Of two that are there
-already one makes room for it, the lesser one or, where neither is heard, the less likely one.
+one, and the old one goes in a later call, when the new one has proposed. Only where neither of two
+is heard, a third one takes the place of one of them at once; and where a session has none at all
+and nobody has room, it takes the second one of another session.
 """
 
 from collections.abc import Sequence
@@ -106,14 +107,15 @@ class _Matcher:
         for session in sorted(self._sessions, key=_has_more_choice):
             if not self._present[session.session_id]:
                 self._give_first(session)
-        for session, node in self._begun:
-            self._give_other_draft(session, node)
         for session in self._sessions:
             drafters = self._present[session.session_id]
             if len(drafters) == 1 and session.volunteers != "none":
                 self._give_second(session, drafters[0])
-            elif len(drafters) >= MAX_DRAFTERS and session.volunteers != "none":
-                self._replace_one(session)
+            elif len(drafters) >= MAX_DRAFTERS:
+                self._replace_unheard(session)
+        # A short answer is over before any review: its second opinion comes at once.
+        for session, node in self._begun:
+            self._give_other_draft(session, node)
         with_room = self._places.with_room(num_with_room)
         return Matching(tuple(self._dismissals), tuple(self._assignments), with_room)
 
@@ -184,16 +186,19 @@ class _Matcher:
         return None
 
     def _find_seconds(self) -> list[tuple[SessionNeed, Drafter]]:
-        """What is given up first when a session has no node at all."""
+        """What is given up when a session has no node at all; who has done least for it first.
+
+        A second one that was never heard is no loss, whoever else is.
+        """
         seconds = []
         for session in self._sessions:
             drafters = self._present[session.session_id]
             if len(drafters) >= MAX_DRAFTERS:
                 first, second = sorted(drafters, key=self._rank)[:2]
                 is_useless = self._places.node(second.peer_id).is_useless
-                if first.has_proposed and not is_useless:
+                if not is_useless and (first.has_proposed or not second.has_proposed):
                     seconds.append((session, second))
-        return seconds
+        return sorted(seconds, key=lambda pair: (pair[1].has_proposed, pair[1].age_s))
 
     def _give_second(self, session: SessionNeed, drafter: Drafter) -> None:
         """A better node, a standby, or a different opinion; else nothing."""
@@ -209,13 +214,14 @@ class _Matcher:
         if needs_standby:
             self._assign(session, best, is_standby=True)
         elif drafter.age_s >= SETTLED_S and self._is_worth_a_move(best, node):
-            if self._num_moves < MAX_MOVES:
-                self._move(session, best)
-        else:
+            if self._num_moves < MAX_MOVES:  # else its turn comes in the next review
+                self._num_moves += 1
+                self._assign(session, best, is_standby=True)
+        elif session.since_dismissal_s >= SETTLED_S:
             self._give_other_draft(session, node)
 
     def _give_other_draft(self, session: SessionNeed, node: NodeOffer) -> None:
-        """A node with another draft model, at once: a short answer is over before any review."""
+        """A node with another draft model, where one comes in time for that to add something."""
         taken = session.released_by | {node.peer_id}
         other = self._places.best(session.volunteers, taken, has_use=True, not_draft=node.draft)
         enough = SECOND_SHARE * self._places.gain(node.peer_id)
@@ -226,29 +232,16 @@ class _Matcher:
         least = MOVE_FACTOR * self._places.worth(node.peer_id) + MOVE_TOKENS
         return node.is_useless or self._places.marginal_gain(to.peer_id) > least
 
-    def _move(self, session: SessionNeed, to: NodeOffer) -> None:
-        self._num_moves += 1
-        self._assign(session, to, is_standby=True)
-
-    def _replace_one(self, session: SessionNeed) -> None:
-        """Where nobody is heard, somebody else gets the place of who is least likely to come.
-
-        A node that is much better than both gets that of the lesser one; the other one drafts on.
-        """
+    def _replace_unheard(self, session: SessionNeed) -> None:
+        """Where nobody is heard, somebody else gets the place of who is least likely to come."""
         drafters = self._present[session.session_id]
+        if session.volunteers == "none" or not all(drafter.is_unheard for drafter in drafters):
+            return
         taken = session.released_by.union(drafter.peer_id for drafter in drafters)
         best = self._places.best(session.volunteers, taken, has_use=True)
-        if best is None:
-            return
-        if all(drafter.is_unheard for drafter in drafters):
+        if best is not None:
             self._dismiss(session, max(drafters, key=self._least_likely))
             self._assign(session, best, is_standby=True)
-        elif all(drafter.age_s >= SETTLED_S for drafter in drafters):
-            first, *others = sorted(drafters, key=self._rank)
-            is_better = self._is_worth_a_move(best, self._places.node(first.peer_id))
-            if is_better and self._num_moves < MAX_MOVES:
-                self._dismiss(session, others[-1])
-                self._move(session, best)
 
     def _least_likely(self, drafter: Drafter) -> tuple[bool, float, PeerId]:
         """Who has never proposed comes after who has; then what would be lost without it counts."""

@@ -1,5 +1,6 @@
 """A session as matching sees it: who drafts for it, who may, and whether they are heard."""
 
+import math
 from dataclasses import dataclass
 
 from coordinator.gateway.ports import Volunteers
@@ -43,12 +44,15 @@ class SessionNeed:
         volunteers: who may draft for it.
         drafters: who does now; those that have left count for nothing.
         released_by: nodes that gave it back; it never returns to them.
+        since_dismissal_s: time since a node of it was sent away. Another one would have to read all
+            of its text, so none is added for its opinion alone soon after.
     """
 
     session_id: SessionId
     volunteers: Volunteers
     drafters: tuple[Drafter, ...] = ()
     released_by: frozenset[PeerId] = frozenset()
+    since_dismissal_s: float = math.inf
 
 
 def may_draft(session: SessionNeed, node: NodeOffer) -> bool:

@@ -17,7 +17,6 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -30,13 +29,20 @@ from specedge_p2p.garbage import look_for_cycles_rarely
 from tests.benchmarks.binding import Size
 from tests.benchmarks.clients import LoadPlan, serve_all
 from tests.benchmarks.emulated import Say, counters_of, running
-from tests.benchmarks.figures import Check
-from tests.benchmarks.gap import Gap, measure_gap
+from tests.benchmarks.gap import measure_gap
 from tests.benchmarks.machine import this_machine
 from tests.benchmarks.pipeline import Effort, workload_of
 from tests.benchmarks.recorded_swarm import SwarmPlan, TaskMeter, in_virtual_time
 from tests.benchmarks.recorded_swarm import running as running_recorded
 from tests.benchmarks.servings import NetworkSpec, NodeGroup
+from tests.benchmarks.share_figures import (
+    NUM_SESSIONS,
+    ShareRow,
+    checks_of,
+    line_of,
+    lines,
+    unstretched,
+)
 from tests.benchmarks.table import check_lines
 from tests.simulator.profiles import ENGINES
 from tests.simulator.traces import demo_book
@@ -44,9 +50,8 @@ from tests.simulator.world import NodePlan
 
 DEVICE = "h200-14b"
 NUM_NODES = 4
-NUM_SESSIONS, NUM_LIVE = 24, 256
+NUM_LIVE = 256
 NUM_JOBS = 32
-ROUNDS_BOUND, GAP_BOUND_MS, PROCESS_BOUND = 0.10, 1.0, 0.60
 WARM_UP_STEPS, WINDOW_STEPS = 50, 10
 PARTS = {
     "plan": "coordinator.rounds.Rounds._plan_steps",
@@ -56,30 +61,6 @@ PARTS = {
     "streams": "tests.benchmarks.recorded_swarm.RecordedSwarm.keep_busy.<locals>.client",
 }
 """Tasks of the coordinator by what they do; the links' task takes proposals in."""
-ROUNDS = ("plan", "commit", "verdicts")
-
-
-@dataclass(frozen=True, slots=True)
-class ShareRow:
-    """One measure at one load.
-
-    Args:
-        cpu_ms: processor time per engine step.
-        step_ms: the engine step's own time on the emulated device.
-        num_steps: how many were measured.
-        wall_ms: real time per step; 0 where time was not real.
-    """
-
-    name: str
-    num_sessions: int
-    cpu_ms: float
-    step_ms: float
-    num_steps: int
-    wall_ms: float = 0.0
-
-    @property
-    def share(self) -> float:
-        return self.cpu_ms / self.step_ms
 
 
 def share(
@@ -89,11 +70,10 @@ def share(
     sessions: Annotated[
         str, typer.Option(help="Loads of the real process, as in 8,24,48.")
     ] = "8,24",
-    stretch: Annotated[
-        float,
-        typer.Option(help="Of the real nodes' and engine's time; each load runs at twice it too."),
-    ] = 12.0,
-    repeats: Annotated[int, typer.Option(help="Runs at each stretch; medians count.")] = 3,
+    stretches: Annotated[
+        str, typer.Option(help="Of the real nodes' and engine's time: a small and a large one.")
+    ] = "8,24",
+    repeats: Annotated[int, typer.Option(min=1, help="Runs at each stretch.")] = 3,
     steps: Annotated[int, typer.Option(help="Steps in virtual time.")] = 200,
 ) -> None:
     """What the coordinator itself costs, as a share of an engine step."""
@@ -101,13 +81,12 @@ def share(
     look_for_cycles_rarely()  # as the processes that are measured here do
     rows = measure_tasks(NUM_SESSIONS, steps)
     gap = measure_gap(Size(NUM_SESSIONS, NUM_LIVE), steps)
+    small, large = (float(stretch) for stretch in stretches.split(","))
     for load in loads:
-        found = [
-            [trio.run(measure_process, load, times * stretch, _say) for times in (1, 2)]
-            for _ in range(repeats)
-        ]
-        short, long = (median_row(runs) for runs in zip(*found, strict=True))
-        rows += [short, long, unstretched(short, long)]
+        for _ in range(repeats):
+            short = trio.run(measure_process, load, small, _say)
+            long = trio.run(measure_process, load, large, _say)
+            rows += [short, long, unstretched(short, long)]
     checks = checks_of(rows, gap)
     print("\n".join([str(this_machine()), *lines(rows, gap), *check_lines(checks)]))
     if json_file is not None:
@@ -165,26 +144,6 @@ def measure_tasks(num_sessions: int, num_steps: int) -> list[ShareRow]:
     ]
 
 
-def median_row(rows: Sequence[ShareRow]) -> ShareRow:
-    """The row in the middle, by processor time."""
-    return sorted(rows, key=lambda row: row.cpu_ms)[len(rows) // 2]
-
-
-def unstretched(short: ShareRow, long: ShareRow) -> ShareRow:
-    """What a step costs the process when its real time is its own time.
-
-    Args:
-        short, long: the same load, with less and more real time per step.
-    """
-    more_ms = long.wall_ms - short.wall_ms
-    if more_ms <= 0:
-        raise ValueError(f"{long.name} took no longer than {short.name}")
-    per_ms = max(0.0, (long.cpu_ms - short.cpu_ms) / more_ms)
-    cpu_ms = short.cpu_ms - per_ms * (short.wall_ms - short.step_ms)
-    num_steps = short.num_steps + long.num_steps
-    return ShareRow("process", short.num_sessions, cpu_ms, short.step_ms, num_steps, short.step_ms)
-
-
 async def measure_process(num_sessions: int, stretch: float, say: Say) -> ShareRow:
     """A real coordinator process under load, in stretched time."""
     serve = ("--engine-draft", "demo-draft", "--engine-tree", "auto")
@@ -214,7 +173,7 @@ async def measure_process(num_sessions: int, stretch: float, say: Say) -> ShareR
     wall_ms = 1000 * (ended.at_s - begun[0].at_s) / num_steps
     name = f"process, stretched {stretch:g} times"
     row = ShareRow(name, num_sessions, cpu_ms, step_ms, num_steps, wall_ms)
-    say(f"  {_line(row)}, {num_steps} steps")
+    say(f"  {line_of(row)}, {num_steps} steps")
     return row
 
 
@@ -241,56 +200,3 @@ def process_cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
     user, system = int(fields[11]), int(fields[12])
     return (user + system) / os.sysconf("SC_CLK_TCK")
-
-
-def limit_sessions(rows: Sequence[ShareRow]) -> float:
-    """Where the line through the least and the greatest load says that a step is filled.
-
-    Both the process and the step grow with the sessions; infinite where the step grows faster.
-    """
-    least = min(rows, key=lambda row: row.num_sessions)
-    most = max(rows, key=lambda row: row.num_sessions)
-    num = most.num_sessions - least.num_sessions
-    if not num:
-        return float("nan")
-    closing = (least.step_ms - least.cpu_ms) - (most.step_ms - most.cpu_ms)
-    if closing <= 0:
-        return float("inf")
-    return most.num_sessions + (most.step_ms - most.cpu_ms) * num / closing
-
-
-def checks_of(rows: Sequence[ShareRow], gap: Gap) -> list[Check]:
-    """The bounds, at NUM_SESSIONS."""
-    here = [row for row in rows if row.num_sessions == NUM_SESSIONS]
-    rounds = sum(row.share for row in here if row.name in ROUNDS)
-    checks = [
-        _at_most("share/rounds", rounds, ROUNDS_BOUND, "planning, committing, building verdicts"),
-        _at_most("share/gap-ms", gap.median_ms, GAP_BOUND_MS, f"{gap.num_live:.0f} live vertices"),
-    ]
-    whole = [row for row in rows if row.name == "process"]
-    for row in whole:
-        if row.num_sessions == NUM_SESSIONS:
-            limit = limit_sessions(whole)
-            note = f"a step is filled at about {limit:.0f} sessions" if limit == limit else ""
-            checks.append(_at_most("share/process", row.share, PROCESS_BOUND, note))
-    return checks
-
-
-def _at_most(name: str, value: float, bound: float, note: str) -> Check:
-    return Check(name, value, bound, value <= bound, note=note)
-
-
-def lines(rows: Sequence[ShareRow], gap: Gap) -> list[str]:
-    """For the terminal."""
-    return [
-        *map(_line, rows),
-        f"gap, {gap.num_sessions} sessions of {gap.num_live:.0f} live vertices: "
-        f"{gap.median_ms:.2f} ms, p95 {gap.p95_ms:.2f} ms",
-    ]
-
-
-def _line(row: ShareRow) -> str:
-    return (
-        f"{row.name}, {row.num_sessions} sessions: {row.cpu_ms:.2f} ms a step of "
-        f"{row.step_ms:.1f} ms, {row.share:.1%}"
-    )

@@ -4,16 +4,14 @@ import pytest
 
 from tests.benchmarks.binding import Size
 from tests.benchmarks.gap import measure_gap
-from tests.benchmarks.share import (
+from tests.benchmarks.share import PARTS, measure_tasks, process_cpu_s
+from tests.benchmarks.share_figures import (
     NUM_SESSIONS,
-    PARTS,
     ShareRow,
     checks_of,
     limit_sessions,
     lines,
-    measure_tasks,
-    median_row,
-    process_cpu_s,
+    middle_rows,
     unstretched,
 )
 
@@ -49,7 +47,7 @@ def test_what_goes_with_seconds_is_counted_once() -> None:
     assert row.name == "process"
     assert row.cpu_ms == pytest.approx(5 + 0.02 * 20)
     assert row.num_steps == 160
-    with pytest.raises(ValueError, match="no longer"):
+    with pytest.raises(ValueError, match="hardly longer"):
         unstretched(long, short)
 
 
@@ -59,9 +57,16 @@ def test_noise_never_makes_real_time_a_gain() -> None:
     assert unstretched(short, long).cpu_ms == 8.0
 
 
+def test_runs_that_are_too_noisy_say_nothing() -> None:
+    short = ShareRow("short", 24, 8.0, 16.2, 100, wall_ms=194.0)
+    long = ShareRow("long", 24, 18.0, 16.2, 60, wall_ms=389.0)
+    with pytest.raises(ValueError, match="too noisy"):
+        unstretched(short, long)
+
+
 def test_the_middle_run_counts() -> None:
     rows = [process(24, cpu_ms, 20) for cpu_ms in (9, 30, 8)]
-    assert median_row(rows).cpu_ms == 9
+    assert middle_rows([*rows, process(8, 1, 20)]) == [process(8, 1, 20), process(24, 9, 20)]
 
 
 def test_bounds_are_judged_at_one_load() -> None:
@@ -69,12 +74,13 @@ def test_bounds_are_judged_at_one_load() -> None:
     rows = [
         *(ShareRow(name, NUM_SESSIONS, 0.5, 20.0, 10) for name in PARTS),
         process(8, 3, 15),
-        process(NUM_SESSIONS, 9, 18),
+        *(process(NUM_SESSIONS, cpu_ms, 18) for cpu_ms in (9, 14, 8)),
     ]
     checks = {check.name: check for check in checks_of(rows, gap)}
     assert checks["share/rounds"].value == pytest.approx(0.075)
     assert checks["share/rounds"].holds
     assert checks["share/process"].value == pytest.approx(0.5)
+    assert "0.44 to 0.78 in 3 pairs" in checks["share/process"].note
     assert "about" in checks["share/process"].note
     assert len(lines(rows, gap)) == len(rows) + 1
 

@@ -8,13 +8,14 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from coordinator import matchmaker
+from coordinator import leases, matchmaker
 from coordinator.gateway.ports import Volunteers
-from coordinator.matchmaker import POOL_SIZE, REVIEW_S
+from coordinator.matchmaker import POOL_SIZE, REVIEW_S, Matchmaker
 from coordinator.node_link import NUM_ROUND_TRIPS, NodeLink
 from coordinator.scheduler.matching import Matching, match
 from coordinator.scheduler.needs import SessionNeed
 from coordinator.scheduler.places import NodeOffer
+from coordinator.sessions import Session
 from specedge_p2p.wire.messages import Capacity, Hello, Release
 from tests.support.lease_world import World, propose
 from tests.support.links import changed
@@ -111,6 +112,40 @@ async def test_what_a_node_gives_back_is_given_away_in_the_next_review(
             await other.hear_session()
             assert trio.current_time() - started_s < 2 * REVIEW_S
             assert len(num_looked_at) <= 2
+
+
+async def test_law7_bounded_requests_that_find_no_place_cost_one_review_more_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of all sessions and nodes, however many come and go in between."""
+    reviews: list[int] = []
+
+    class Counting(Matchmaker):
+        def match_all(self, sessions: Sequence[Session]) -> Matching:
+            reviews.append(len(sessions))
+            return super().match_all(sessions)
+
+    monkeypatch.setattr(leases, "Matchmaker", Counting)
+    world = World()
+    for i in range(20):
+        await world.node(f"node-{i}")
+    world.session(1, volunteers="allowed")
+    world.later(REVIEW_S)
+    reviews.clear()
+    for number in range(2, 52):
+        session = world.session(number, volunteers="allowed")
+        world.leases.close(session, "left")
+        world.sessions.remove(session)
+    assert len(reviews) == 1
+    world.later(REVIEW_S)
+    assert len(reviews) == 2
+
+
+async def test_law7_bounded_a_review_of_nobody_is_not_due_again_at_once() -> None:
+    world = World()
+    world.session(1, volunteers="none")
+    world.later(REVIEW_S)
+    assert not world.leases._matchmaker.is_review_due
 
 
 async def test_between_two_reviews_nobody_is_looked_at_in_vain(num_looked_at: list[int]) -> None:

@@ -12,6 +12,7 @@ from coordinator.settings import Limits
 from coordinator.trial import Trial
 from specedge_p2p.lm.toy import ToyModel
 from specedge_p2p.names import PeerId
+from tests.support.links import changed
 from tests.support.node_links import open_link
 from tests.support.sessions import make_session
 from tests.support.swarm import ENDLESS, Swarm, SwarmSettings, running_swarm
@@ -27,8 +28,9 @@ class World:
         self.leases = Leases(self.sessions, frozenset({ALLOWED}), lambda: 100.0, 60.0)
         self.trial = Trial(self.leases, frozenset({ALLOWED}), rate, lambda: 0.0)
 
-    async def join(self, name: str, max_sessions: int = 1) -> None:
+    async def join(self, name: str, max_sessions: int = 1, model: bytes = bytes(16)) -> None:
         node, _ = await open_link(max_sessions, name)
+        node.hello = changed(node.hello, model_fingerprint=model)
         self.leases.join(node)
 
 
@@ -45,6 +47,19 @@ async def test_only_where_a_node_has_room_somebody_could_be_missed() -> None:
     assert world.trial.arm("any") is None  # its one place is taken
     await world.join(ALLOWED)
     assert world.trial.arm("allowed") == "holdout"
+
+
+async def test_the_place_of_a_second_node_is_room_for_the_next_session() -> None:
+    """Or nobody would take part where all places are taken by second opinions."""
+    world = World()
+    await world.join("a")
+    await world.join(ALLOWED, model=b"another")
+    world.sessions.add(make_session())
+    world.leases.rematch()
+    assert world.trial.arm("any") == "drafted"
+    roles = [lease.role for node in world.leases.nodes for lease in world.leases.of_node(node)]
+    assert sorted(roles) == ["active", "standby"]
+    assert world.trial.arm("any") == "holdout"
 
 
 async def test_the_trial_can_be_switched_off() -> None:

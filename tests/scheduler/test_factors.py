@@ -99,20 +99,47 @@ def test_the_quality_of_a_draft_model_is_its_share_of_hits_over_all_nodes() -> N
     for at in range(1000):
         peer = (ANNA, BEN)[at % 2]
         factors.observe(peer, SMALL, 0.9, rng.random() < 0.69)
-        factors.observe_draft(LARGE, is_hit=rng.random() < 0.8)
+        factors.observe_own(LARGE, is_hit=rng.random() < 0.8)
     assert factors.quality(SMALL) == pytest.approx(0.69, abs=0.06)
     assert factors.quality(LARGE) == pytest.approx(0.80, abs=0.06)
 
 
-def test_law3_a_node_that_is_never_right_spoils_no_model_that_it_claims_to_draft_with() -> None:
+@pytest.mark.parametrize("claim", [0.95, 0.5, 0.001])
+@pytest.mark.parametrize("num_hits", [0, 8])
+def test_law3_nodes_that_are_never_right_spoil_no_model_that_they_name(
+    claim: float, num_hits: int
+) -> None:
+    """However little they claim, and however often they were right before they began to lie."""
     factors = Factors()
     for _ in range(200):
-        factors.observe(ANNA, LARGE, 0.8, is_hit=True)
+        factors.observe(ANNA, LARGE, 0.9, is_hit=True)
     before = factors.quality(LARGE)
-    for number in range(100):  # an identity costs nothing
-        for _ in range(100):
-            factors.observe(PeerId(f"liar {number}"), LARGE, 0.95, is_hit=False)
-    assert factors.quality(LARGE) == before > 0.8
+    for number in range(30):  # an identity costs nothing
+        for i in range(300):
+            factors.observe(PeerId(f"liar {number}"), LARGE, claim, is_hit=i < num_hits)
+    assert factors.quality(LARGE) == pytest.approx(before, abs=0.35 if num_hits else 1e-9)
+    for _ in range(200):
+        factors.observe(ANNA, LARGE, 0.9, is_hit=True)
+    assert factors.quality(LARGE) > 0.6
+
+
+def test_an_overconfident_model_is_known_for_how_often_it_is_right() -> None:
+    factors, rng = Factors(), random.Random(3)
+    for _ in range(2000):
+        factors.observe(ANNA, SMALL, 0.9, is_hit=rng.random() < 0.2)
+        factors.observe(BEN, LARGE, 0.45, is_hit=rng.random() < 0.45)
+    assert factors.quality(SMALL) == pytest.approx(0.2, abs=0.06)
+    assert factors.quality(LARGE) == pytest.approx(0.45, abs=0.06)
+
+
+def test_law7_bounded_voices_on_a_draft_model() -> None:
+    factors = Factors()
+    for number in range(1000):
+        factors.observe(PeerId(str(number)), LARGE, 0.9, is_hit=number % 2 == 0)
+    quality = factors._draft(LARGE)
+    assert len(quality._voices.entries) == 256
+    assert quality._weight == pytest.approx(128)
+    assert quality.value == pytest.approx((4 + 128) / (8 + 128))
 
 
 def test_draft_models_are_numbered_once() -> None:

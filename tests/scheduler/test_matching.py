@@ -172,6 +172,43 @@ def test_a_session_begins_with_two_models_where_there_is_room() -> None:
     assert sorted(come(match([need("a"), need("b")], few))) == [("a", "x"), ("b", "y")]
 
 
+def test_a_second_node_that_was_never_heard_makes_room_for_a_session_without_any() -> None:
+    """However long the first one still reads the prompt."""
+    silent = [drafter(name, 0.0, has_proposed=False) for name in "xy"]
+    nodes = [offer("x", 1, num_sessions=1, draft=1), offer("y", 1, num_sessions=1, draft=2)]
+    result = match([need("a", nodes=silent), need("b")], nodes)
+    assert (go(result), come(result)) == ([("a", "y")], [("b", "y")])
+
+
+def test_of_second_nodes_the_one_that_did_least_for_its_session_makes_room() -> None:
+    nodes = [offer(name, 1, num_sessions=1, draft=ord(name) % 2) for name in "abcdef"]
+    pairs = [
+        need("old", nodes=[drafter("a"), drafter("b")]),
+        need("young", nodes=[drafter("c", 1.0), drafter("d", 1.0)]),
+        need("new", nodes=[drafter("e", 0.1), drafter("f", 0.1, has_proposed=False)]),
+    ]
+    for taken in ("new", "young", "old"):
+        result = match([*pairs, need("z")], nodes)
+        assert [session for session, _ in go(result)] == [taken]
+        pairs = [pair for pair in pairs if pair.session_id != taken]
+
+
+def test_a_session_whose_node_is_late_comes_before_the_second_opinion_of_a_new_one() -> None:
+    nodes = [offer("x", 1, num_sessions=1), offer("y", 1, draft=2), offer("z", 1, draft=3)]
+    late = need("late", nodes=[drafter("x", is_late=True)])
+    assert {session for session, _ in come(match([late, need("new")], nodes))} == {"late", "new"}
+
+
+def test_who_lost_a_second_node_gets_no_other_one_at_once() -> None:
+    """It would have to read the whole text again, for a session that may lose it again."""
+    nodes = [offer("x", num_sessions=1, draft=1), offer("y", draft=2)]
+    alone = need("a", nodes=["x"])
+    assert match([replace(alone, since_dismissal_s=SETTLED_S - 1)], nodes) == Matching()
+    assert come(match([replace(alone, since_dismissal_s=SETTLED_S)], nodes)) == [("a", "y")]
+    late = replace(need("a", nodes=[drafter("x", is_late=True)]), since_dismissal_s=0.0)
+    assert come(match([late], nodes)) == [("a", "y")]
+
+
 def test_another_model_joins_as_soon_as_the_first_node_is_heard() -> None:
     """Short answers are over before a node could be judged by them."""
     nodes = [offer("x", num_sessions=1, draft=1), offer("y", draft=2)]
@@ -184,20 +221,6 @@ def test_a_young_session_is_not_moved_yet() -> None:
     nodes = [offer("x", num_sessions=1, skill=0.5), offer("better", skill=1.2)]
     assert match([need("a", nodes=[drafter("x", 1.0)])], nodes) == Matching()
     assert come(match([need("a", nodes=[drafter("x", SETTLED_S)])], nodes)) == [("a", "better")]
-
-
-def test_a_much_better_node_takes_the_place_of_the_lesser_of_two() -> None:
-    nodes = [
-        offer("x", num_sessions=1, draft=1, skill=0.6),
-        offer("y", num_sessions=1, draft=2, skill=0.5),
-        offer("better", draft=1, skill=1.2),
-    ]
-    result = match([need("a", nodes=["x", "y"])], nodes)
-    assert (go(result), come(result)) == ([("a", "y")], [("a", "better")])
-    young = [drafter("x", 1.0), drafter("y", 1.0)]
-    assert match([need("a", nodes=young)], nodes) == Matching()
-    nodes[2] = offer("better", draft=1, skill=0.7)
-    assert match([need("a", nodes=["x", "y"])], nodes) == Matching()
 
 
 def test_a_second_node_stands_by_where_levels_stall() -> None:
@@ -231,7 +254,7 @@ def test_a_late_node_goes_when_its_standby_has_proposed() -> None:
 def test_never_more_than_two() -> None:
     nodes = [offer(name, num_sessions=1, draft=i) for i, name in enumerate("xyz")]
     assert len(go(match([need("a", nodes=["x", "y", "z"])], nodes))) == 1
-    nodes.append(offer("w", draft=9))
+    nodes.append(offer("w", draft=9, skill=3.0))
     assert come(match([need("a", nodes=["x", "y"])], nodes)) == []
 
 
