@@ -13,6 +13,8 @@ from coordinator.gateway.ports import Refused
 REQUEST_ID_HEADER = "x-request-id"
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_SENTENCES = frozenset({"unsupported_parameter", "unknown_parameter"})
+"""Complaints of the schemas that are whole sentences, and name their field."""
 _CODES = {404: "unknown_route", 405: "method_not_allowed", 413: "request_too_large"}
 
 
@@ -47,13 +49,14 @@ def from_validation(error: RequestValidationError) -> Refused:
     path = [part for part in parts if part != "body" and not part.startswith("#")]
     if first["type"] == "json_invalid":
         return Refused(400, "invalid_json", "The request body is not valid JSON.")
+    if isinstance(error.body, bytes):  # a body of any other type is left as it came
+        text = "The request body is not said to be JSON: send the header Content-Type: "
+        return Refused(400, "invalid_content_type", f"{text}application/json.")
     name = ".".join(path)
     message = str(first["msg"]).removeprefix("Value error, ")
     code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
-    if first["type"] == "unsupported_parameter":
-        code = "unsupported_parameter"
-        name = str(first["ctx"]["param"])
-        return Refused(400, code, message, param=name)
+    if first["type"] in _SENTENCES:
+        return Refused(400, str(first["type"]), message, param=str(first["ctx"]["param"]))
     if not name and first["type"] == "value_error":
         return Refused(400, code, f"{message}.")
     if not name:

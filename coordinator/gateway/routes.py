@@ -60,10 +60,13 @@ class Gateway:
         return key, caller
 
     def card(self, model: str) -> ModelCard:
-        for card in self.generations.models():
+        cards = self.generations.models()
+        for card in cards:
             if card.id == model:
                 return card
-        raise Refused(404, "model_not_found", f"The model '{model}' does not exist.", param="model")
+        served = ", ".join(f"'{card.id}'" for card in cards)
+        text = f"The model '{model}' does not exist here. This server has {served}."
+        raise Refused(404, "model_not_found", text, param="model")
 
     async def chat(self, request: Request, body: ChatRequest, who: tuple[ApiKey, str]) -> Response:
         card = self._ready_card(body.model)

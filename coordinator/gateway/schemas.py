@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from coordinator.gateway.misspelt import MAX_FIELDS, refuse_misspelt
 from coordinator.gateway.ports import Volunteers
 from specedge_p2p.lm.ports import SamplingParams
 
@@ -108,7 +109,9 @@ class _Strict(BaseModel):
 
 
 class SpecEdgeOptions(_Strict):
-    """Extensions for this project's own clients."""
+    """Extensions for this project's own clients; nothing else, such as `volunteers`, goes here."""
+
+    model_config = ConfigDict(extra="forbid")
 
     sources: bool = False
     """Tell with every token who guessed it, and give the generation's statistics at the end."""
@@ -193,11 +196,14 @@ class _GenerationFields(_Strict):
     def _refuse_unsupported(cls, data: object) -> object:
         if not isinstance(data, dict):
             return data
+        if len(data) > MAX_FIELDS:
+            raise ValueError(f"the request body has more than {MAX_FIELDS} fields")
         for name, neutral in _NEUTRAL.items():
             if name in data and data[name] not in neutral:
                 raise _unsupported(
                     name, f"'{name}' with this value is not supported by this server."
                 )
+        refuse_misspelt(name for name in data if name not in cls.model_fields)
         return data
 
     @model_validator(mode="after")

@@ -1,10 +1,12 @@
 import pytest
 from pydantic import ValidationError
 
+from coordinator.gateway.misspelt import MAX_FIELDS
 from coordinator.gateway.schemas import MAX_MESSAGES, MAX_PARTS, ChatRequest, CompletionRequest
 from specedge_p2p.lm.ports import SamplingParams
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+PROMPT = {"model": "m", "prompt": "x"}
 
 
 @pytest.mark.parametrize(
@@ -37,10 +39,9 @@ def test_chat_token_limit(fields: dict[str, object], expected: int | None) -> No
 
 
 def test_completion_token_limit() -> None:
-    body = {"model": "m", "prompt": "x"}
-    assert CompletionRequest.model_validate(body).token_limit() == 16
-    assert CompletionRequest.model_validate(body | {"max_tokens": None}).token_limit() == 16
-    assert CompletionRequest.model_validate(body | {"max_tokens": 2}).token_limit() == 2
+    assert CompletionRequest.model_validate(PROMPT).token_limit() == 16
+    assert CompletionRequest.model_validate(PROMPT | {"max_tokens": None}).token_limit() == 16
+    assert CompletionRequest.model_validate(PROMPT | {"max_tokens": 2}).token_limit() == 2
 
 
 def test_neutral_values_and_unknown_fields_are_taken() -> None:
@@ -75,6 +76,38 @@ def test_what_would_change_the_answer_is_refused(fields: dict[str, object]) -> N
     assert caught.value.errors()[0]["type"] == "unsupported_parameter"
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["volunteer", "Volunteers", "voluntears", "volunters", "vollunteers", "spec_edge", "specEdge"],
+)
+def test_law6_privacy_a_misspelt_field_of_our_own_is_refused(name: str) -> None:
+    for body, schema in ((CHAT, ChatRequest), (PROMPT, CompletionRequest)):
+        with pytest.raises(ValidationError, match=f"unknown field '{name}': did you mean '"):
+            schema.model_validate(body | {name: "none"})
+
+
+def test_law6_privacy_volunteers_do_not_go_into_the_extension() -> None:
+    with pytest.raises(ValidationError, match="not permitted"):
+        ChatRequest.model_validate(CHAT | {"specedge": {"volunteers": "none"}})
+
+
+def test_what_other_servers_know_is_not_taken_for_misspelt() -> None:
+    names = [
+        *("store", "metadata", "service_tier", "reasoning_effort", "verbosity", "length_penalty"),
+        *("parallel_tool_calls", "prompt_cache_key", "safety_identifier", "speed", "spec", "edge"),
+        *("skip_special_tokens", "spaces_between_special_tokens", "guided_json", "use_beam_search"),
+    ]
+    ChatRequest.model_validate(CHAT | dict.fromkeys(names, 1))
+
+
+def test_law7_bounded_fields_to_compare() -> None:
+    ChatRequest.model_validate(CHAT | {"v" * 2**20: 1})
+    many = {f"volunteer{number}": 1 for number in range(MAX_FIELDS)}
+    with pytest.raises(ValidationError, match=f"more than {MAX_FIELDS} fields") as caught:
+        ChatRequest.model_validate(CHAT | many)
+    assert caught.value.error_count() == 1
+
+
 @pytest.mark.parametrize("stop", ["", [""], "x" * 300, 5, [5]])
 def test_bad_stop(stop: object) -> None:
     with pytest.raises(ValidationError):
@@ -88,7 +121,6 @@ def test_bad_prompt(prompt: object) -> None:
 
 
 MANY = 100_000
-PROMPT = {"model": "m", "prompt": "x"}
 
 
 @pytest.mark.parametrize(

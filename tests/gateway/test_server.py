@@ -93,6 +93,33 @@ async def test_malformed_bodies(body: bytes, code: str) -> None:
         assert served.generations.requests == []
 
 
+async def test_law6_privacy_a_misspelt_volunteers_is_not_served_with_the_default() -> None:
+    async with gateway() as served, httpx.AsyncClient(base_url=served.url) as client:
+        body = {"model": MODEL, "prompt": "Hi", "volunteer": "none"}
+        answer = await client.post("/v1/completions", json=body)
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert error["message"] == "unknown field 'volunteer': did you mean 'volunteers'?"
+        assert error["param"] == "volunteer"
+        assert served.generations.requests == []
+
+
+@pytest.mark.parametrize("headers", [{}, {"content-type": "application/x-www-form-urlencoded"}])
+async def test_a_body_that_is_not_called_json_is_told_the_header(headers: dict[str, str]) -> None:
+    async with gateway() as served, httpx.AsyncClient(base_url=served.url) as client:
+        body = json.dumps({"model": MODEL, "prompt": "Hi"}).encode()
+        answer = await client.post("/v1/completions", content=body, headers=headers)
+        assert answer.status_code == 400
+        assert "send the header Content-Type: application/json" in answer.json()["error"]["message"]
+
+
+async def test_a_model_that_is_not_there_names_the_one_that_is() -> None:
+    async with gateway() as served, httpx.AsyncClient(base_url=served.url) as client:
+        answer = await client.post("/v1/completions", json={"model": "gpt-4", "prompt": "Hi"})
+        assert answer.status_code == 404
+        assert f"'{MODEL}'" in answer.json()["error"]["message"]
+
+
 async def test_health_and_readiness() -> None:
     async with gateway() as served, httpx.AsyncClient(base_url=served.url) as client:
         assert (await client.get("/readyz")).status_code == 200

@@ -1,0 +1,30 @@
+"""Unknown fields that were meant to be this server's own.
+
+Clients send many fields that are not known here, and they are ignored. But a misspelt `volunteers`
+would be ignored too, and the prompt go where its user did not allow it.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from pydantic_core import PydanticCustomError
+
+OWN_FIELDS = ("volunteers", "specedge")
+"""Fields that no other server has: who sees a prompt, and what is told of who helped."""
+LIKENESS = 0.8
+"""From here on, by difflib, a name is taken for a misspelt one: `volunteer` has 0.95."""
+MAX_CHARS = 32
+"""Of a name that is compared: what is much longer is not alike, and comparing it takes long."""
+MAX_FIELDS = 256
+"""Of a body, since each unknown one is compared."""
+
+
+def refuse_misspelt(names: Iterable[str]) -> None:
+    """Raises PydanticCustomError where an unknown name looks like one of `OWN_FIELDS`."""
+    for name in names:
+        if len(name) > MAX_CHARS:
+            continue
+        meant = get_close_matches(name.lower(), OWN_FIELDS, n=1, cutoff=LIKENESS)
+        if meant:
+            text = f"unknown field '{name}': did you mean '{meant[0]}'?"
+            raise PydanticCustomError("unknown_parameter", "{text}", {"param": name, "text": text})
