@@ -95,6 +95,7 @@ class JoinLoop:
         self._capacity = settings.max_sessions
         self._is_leaving = False
         self._is_linked = False
+        self._next_try_s: float | None = None
         self._num_links = 0
 
     @property
@@ -106,6 +107,16 @@ class JoinLoop:
     def draft_model(self) -> str:
         """Name of the one taken; "" before it is loaded."""
         return "" if self._draft is None else self._draft.name
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether there is a link to a coordinator now."""
+        return self._is_linked
+
+    @property
+    def next_try_s(self) -> float | None:
+        """When coordinators are asked again, by trio's clock; None while they are."""
+        return self._next_try_s
 
     def set_capacity(self, max_sessions: int) -> None:
         """How many sessions to take from now on; 0 pauses new ones."""
@@ -134,7 +145,9 @@ class JoinLoop:
                     pause_s = backoff_s(max(0, num_failures - 1), self._ports.jitter())
                     pause_s *= self._settings.stretch
                     log.info("next try in %.1f s", pause_s)
-                    await trio.sleep(pause_s)
+                    self._next_try_s = trio.current_time() + pause_s
+                    await trio.sleep_until(self._next_try_s)
+                    self._next_try_s = None
 
     async def _one_round(self) -> bool:
         """Ask every coordinator that fits, best first, until one is served; whether one was."""

@@ -21,7 +21,8 @@ from node.profiling import run_blocking
 from node.receipts import ReceiptBook
 from node.report import write_report
 from node.settings import NodeSettings, SettingsError, software_version
-from node.status import Snapshot, status_line
+from node.status import Connection, Snapshot, status_line
+from node.unreached import GivenAddresses
 from node.worker import WorkerStats
 from specedge_p2p.errors import ClearError
 from specedge_p2p.garbage import look_for_cycles_rarely
@@ -84,6 +85,7 @@ class _Node:
         self._scope = scope
         self._is_prepared = trio.Event()
         self._known = KnownCoordinators(settings.known_file)
+        self._given = GivenAddresses(settings.coordinators)
         randomness = random.SystemRandom()
         self._chooser = DraftChooser(
             overlay,
@@ -140,9 +142,16 @@ class _Node:
                 "no coordinator is known yet: give --coordinator ADDRESS, as a coordinator prints "
                 "it at its start, or --bootstrap ADDRESS"
             )
-        return await find_coordinators(
-            self._overlay, by_hand=self._settings.coordinators, known=self._known, now_s=time.time
+        found = await find_coordinators(
+            self._overlay,
+            by_hand=settings.coordinators,
+            known=self._known,
+            now_s=time.time,
+            missed=self._given.missed,
         )
+        for each in found:
+            self._given.answered(each.address)
+        return found
 
     async def _prepare(self, name: str) -> Draft:
         draft = await self._load(name)
@@ -207,5 +216,6 @@ class _Node:
             await trio.sleep(every_s)
             worker = self._loop.worker
             now = Snapshot(trio.current_time(), WorkerStats() if worker is None else worker.stats)
-            show(status_line(before, now, is_paused=self._governor.is_paused))
+            connection = Connection(self._loop.is_linked, self._loop.next_try_s)
+            show(status_line(before, now, connection, is_paused=self._governor.is_paused))
             before = now

@@ -116,12 +116,21 @@ async def announce(overlay: Overlay, *, period_s: float = ANNOUNCE_S) -> None:
             await trio.sleep(period_s)
 
 
+Missed = Callable[[str, str], None]
+"""Gets an address that gave no valid record, and why."""
+
+
+def _untold(address: str, reason: str) -> None:
+    """For who does not want to know."""
+
+
 async def find_coordinators(
     overlay: Overlay,
     *,
     by_hand: Sequence[str] = (),
     known: KnownCoordinators | None = None,
     now_s: Callable[[], float],
+    missed: Missed = _untold,
 ) -> list[FoundCoordinator]:
     """Ask every source in turn and return who answered with a valid record, each once.
 
@@ -133,10 +142,11 @@ async def find_coordinators(
         by_hand: addresses from the user.
         known: from earlier runs; what is found is remembered there.
         now_s: Unix time, against which records expire.
+        missed: told of every address that is asked in vain.
     """
     remembered = known.addresses if known is not None else ()
     first = list(dict.fromkeys((*by_hand, *remembered)))[:MAX_CANDIDATES]
-    found = await _ask_all(overlay, first, now_s)
+    found = await _ask_all(overlay, first, now_s, missed)
     try:
         provided = await overlay.find_providers(COORDINATOR_KEY)
     except OverlayError as error:
@@ -148,7 +158,7 @@ async def find_coordinators(
         for address in dict.fromkeys(provided)
         if address not in first and peer_of(address) not in answered
     ]
-    found += await _ask_all(overlay, more[:MAX_CANDIDATES], now_s)
+    found += await _ask_all(overlay, more[:MAX_CANDIDATES], now_s, missed)
     found = _newest(found, known)
     given = {peer_of(address) for address in by_hand}
     found.sort(key=lambda each: (each.record.peer_id not in given, each.round_trip_s))
@@ -177,14 +187,14 @@ def peer_of(address: str) -> PeerId:
 
 
 async def _ask_all(
-    overlay: Overlay, addresses: Sequence[str], now_s: Callable[[], float]
+    overlay: Overlay, addresses: Sequence[str], now_s: Callable[[], float], missed: Missed
 ) -> list[FoundCoordinator]:
     found: list[FoundCoordinator] = []
     limit = trio.CapacityLimiter(MAX_PARALLEL_DIALS)
 
     async def ask(address: str) -> None:
         async with limit:
-            coordinator = await _ask(overlay, address, now_s)
+            coordinator = await _ask(overlay, address, now_s, missed)
             if coordinator is not None:
                 found.append(coordinator)
 
@@ -195,19 +205,22 @@ async def _ask_all(
 
 
 async def _ask(
-    overlay: Overlay, address: str, now_s: Callable[[], float]
+    overlay: Overlay, address: str, now_s: Callable[[], float], missed: Missed
 ) -> FoundCoordinator | None:
+    level, reason = logging.INFO, ""
     try:
         with trio.fail_after(ASK_S):
             return await fetch_record(overlay, address, now_s)
     except* trio.TooSlowError:
-        _log.info("%s did not answer within %g s", address, ASK_S)
+        reason = f"no answer within {ASK_S:g} s"
     except* (RecordError, ProtocolError) as group:
-        _log.warning("record of %s dropped: %s", address, group.exceptions[0])
+        level, reason = logging.WARNING, f"record dropped: {group.exceptions[0]}"
     except* LinkClosed:
-        _log.info("%s handed over no record", address)
+        reason = "it handed over no record"
     except* OverlayError as group:
-        _log.info("%s", group.exceptions[0])
+        reason = str(group.exceptions[0])
+    _log.log(level, "%s: %s", address, reason)
+    missed(address, reason)
     return None
 
 

@@ -30,6 +30,7 @@ from specedge_p2p.names import PeerId
 from specedge_p2p.overlay.addresses import check_ports, parse_listen, split_address
 from specedge_p2p.overlay.guard import run_guarded
 from specedge_p2p.overlay.libp2p_dht import DhtMode, ProviderRecords, running_dht
+from specedge_p2p.overlay.libp2p_reasons import cause, why_not
 from specedge_p2p.overlay.libp2p_swarm import DIAL_S, MuxedStream, make_host, shut_down
 from specedge_p2p.overlay.libp2p_yamux import ENVIRONMENT, abort_connection
 from specedge_p2p.overlay.link_io import FramedLink
@@ -114,7 +115,7 @@ class _LibP2POverlay:
         except trio.TooSlowError:
             raise OverlayError(f"{place} did not answer within {DIAL_S:g} s") from None
         except (BaseLibp2pError, OSError, ValueError) as error:
-            raise OverlayError(f"cannot connect to {peer} at {place}: {_cause(error)}") from error
+            raise OverlayError(f"no connection to {place}: {why_not(error)}") from error
         # Otherwise the library refuses for a minute to dial a peer that was away once.
         self._swarm._negative_peer_cache.evict(peer)
         self._host.get_peerstore().add_addrs(peer_id, [Multiaddr(place)], 3600)
@@ -137,7 +138,7 @@ class _LibP2POverlay:
                 await abort_connection(connection.muxed_conn)
             raise OverlayError(f"{peer} opened no stream within {DIAL_S:g} s") from None
         except (BaseLibp2pError, OSError) as error:
-            raise OverlayError(f"{peer} does not speak {protocol}: {_cause(error)}") from error
+            raise OverlayError(f"{peer} does not speak {protocol}: {cause(error)}") from error
 
 
 @asynccontextmanager
@@ -196,7 +197,7 @@ async def _running(host: Any, listen: Sequence[Multiaddr]) -> AsyncIterator[None
             finally:
                 await shut_down(host)
     except* BaseLibp2pError as group:
-        raise OverlayError(f"the overlay failed: {_cause(group.exceptions[0])}") from group
+        raise OverlayError(f"the overlay failed: {cause(group.exceptions[0])}") from group
 
 
 async def _stay_connected(
@@ -232,10 +233,3 @@ def _quiet_library() -> None:
         logging.getLogger("libp2p").setLevel(logging.CRITICAL)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost reason, on one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split()) or type(error).__name__

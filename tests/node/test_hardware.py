@@ -13,7 +13,7 @@ from node.governor import Governor
 from node.hardware import Benchmark, LevelTime, benchmark, has_cuda_device, limit_threads
 from node.level_times import LevelShape
 from node.settings import default_home, default_threads
-from node.status import Snapshot, status_line
+from node.status import Connection, Snapshot, status_line
 from node.worker import WorkerStats
 from specedge_p2p.lm.ports import Children, Rows
 from specedge_p2p.lm.toy import ToyModel
@@ -88,14 +88,27 @@ def test_the_status_line_says_what_counts() -> None:
     stats = WorkerStats(
         num_sessions=2, num_accepted=40, num_committed=80, num_receipts=3, round_trip_s=0.0153
     )
-    line = status_line(before, Snapshot(12.0, stats))
+    linked = Connection(is_linked=True)
+    line = status_line(before, Snapshot(12.0, stats), linked)
     assert line == (
         "drafting · 2 sessions · 40 tokens accepted (50% of those served) · 15.0 tokens/s"
         " · round trip 15 ms · 3 receipts"
     )
-    assert status_line(before, before).startswith("waiting for work")
-    bad = Snapshot(12.0, WorkerStats(num_bad_receipts=1))
-    assert "1 BAD RECEIPTS" in status_line(bad, bad, is_paused=True)
+    assert status_line(before, before, linked).startswith("waiting for work")
+    one = Snapshot(12.0, WorkerStats(1, 1, 1, num_receipts=1, num_bad_receipts=1))
+    line = status_line(one, one, linked, is_paused=True)
+    assert line.startswith("paused · 1 session · 1 token accepted")
+    assert line.endswith("1 receipt · 1 BAD RECEIPT")
+
+
+def test_the_status_line_does_not_wait_for_work_without_a_coordinator() -> None:
+    now = Snapshot(10.0, WorkerStats())
+    lost = Connection(is_linked=False, next_try_s=12.5)
+    assert status_line(now, now, lost).startswith("not connected, next try in 3 s · 0 sessions")
+    paused = status_line(now, now, lost, is_paused=True)
+    assert paused.startswith("paused · not connected, next try in 3 s")
+    asking = status_line(now, now, Connection(is_linked=False))
+    assert asking.startswith("not connected, asking for coordinators")
 
 
 def test_the_benchmark_teaches_a_model_of_level_times() -> None:

@@ -62,6 +62,26 @@ def test_a_stranger_suggests_names_of_the_hub_alone(name: str) -> None:
     assert draft_models_for((name,), record) == (name,)  # the user may
 
 
+async def test_it_knows_whether_it_is_connected_and_when_it_tries_again(
+    autojump_clock: object, tmp_path: Path
+) -> None:
+    world = World(NodeSettings(tmp_path))
+    overlay = world.network.join(THERE.peer_id)
+    async with trio.open_nursery() as nursery:
+        async with overlay.serve(DRAFT_PROTOCOL, world.coordinator.handle):
+            nursery.start_soon(world.loop.run)
+            assert not world.loop.is_linked
+            await trio.sleep(5)
+            assert world.loop.is_linked
+            assert world.loop.next_try_s is None
+        world.network.kill(THERE.peer_id)
+        await trio.sleep(0.01)
+        assert not world.loop.is_linked
+        assert world.loop.next_try_s is not None
+        assert world.loop.next_try_s > trio.current_time()
+        world.loop.leave()
+
+
 async def test_a_node_drafts_leaves_and_says_goodbye(
     autojump_clock: object, tmp_path: Path
 ) -> None:

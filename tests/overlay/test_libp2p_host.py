@@ -133,8 +133,8 @@ async def test_dial_fails_clearly() -> None:
     async with echo_server() as (ours, address), client() as theirs:
         place = address.partition("/p2p/")[0]
         for wrong, protocol, reason in (
-            (f"{place}/p2p/{stranger}", PROTOCOL, "cannot connect"),
-            (f"/ip4/127.0.0.1/tcp/1/p2p/{stranger}", PROTOCOL, "cannot connect"),
+            (f"{place}/p2p/{stranger}", PROTOCOL, f"another peer answers there, {ours.peer_id}$"),
+            (f"/ip4/127.0.0.1/tcp/1/p2p/{stranger}", PROTOCOL, "nothing listens there"),
             (address, "/other/1", "does not speak"),
             (place, PROTOCOL, "peer id"),
         ):
@@ -148,6 +148,25 @@ async def test_dial_fails_clearly() -> None:
             async with ours.serve(PROTOCOL, echo):
                 pass
         await check_alive(theirs, address)
+
+
+async def test_a_web_server_is_no_peer() -> None:
+    """It answers the first bytes with an error page and hangs up."""
+
+    async def refuse(stream: trio.SocketStream) -> None:
+        await stream.receive_some(1024)
+        await stream.send_all(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n")
+        await stream.aclose()
+
+    async with trio.open_nursery() as nursery, client() as theirs:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, host="127.0.0.1"), refuse, 0)
+        port = listener.socket.getsockname()[1]
+        with pytest.raises(OverlayError, match="no peer of this network"):
+            async with theirs.dial(
+                f"/ip4/127.0.0.1/tcp/{port}/p2p/{Identity.generate().peer_id}", PROTOCOL
+            ):
+                pass
+        nursery.cancel_scope.cancel()
 
 
 async def test_peer_that_was_away_can_be_dialled_again_at_once() -> None:
