@@ -19,10 +19,12 @@ from specedge_p2p.errors import ClearError
 from specedge_p2p.identity.keys import parse_peer_id
 from specedge_p2p.lm.quantization import Quantize
 from specedge_p2p.names import PeerId
+from specedge_p2p.version import software_version
 
 app = typer.Typer(
     help="Host a large language model that volunteers' machines make faster.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(keys_app, name="keys")
@@ -38,6 +40,18 @@ class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float64 = "float64"
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    *,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)
+    ] = False,
+) -> None:
+    if show_version:
+        typer.echo(software_version("specedge-coordinator"))
+        raise typer.Exit
 
 
 @app.command()
@@ -229,7 +243,9 @@ def _peer_id(text: str) -> PeerId:
     try:
         return parse_peer_id(text)
     except ValueError as error:
-        raise ClearError(f"--allow {text}: {error}") from error
+        raise ClearError(
+            f"--allow {text}: {error}; `specedge-node identity show` prints the id of a node"
+        ) from error
 
 
 def start_logging() -> None:

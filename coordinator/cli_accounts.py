@@ -19,6 +19,7 @@ from coordinator.cli_common import (
 )
 from specedge_p2p.errors import ClearError
 from specedge_p2p.identity.keys import Identity
+from specedge_p2p.wording import counted
 
 PEER_ID_LENGTH = 52
 
@@ -113,9 +114,8 @@ def ledger_summary(
             credit = summary.micro_credits_by_node.get(peer_id, 0) / 1_000_000
             table.add_row(str(num_accepted), f"{credit:g}", peer_id)
         Console().print(table)
-        typer.echo(
-            f"{summary.num_transfers} transfers, all balances sum to {summary.sum_micro_credits}"
-        )
+        transfers = counted(summary.num_transfers, "transfer")
+        typer.echo(f"{transfers}, all balances sum to {summary.sum_micro_credits}")
 
 
 @ledger_app.command("verify")

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from specedge_p2p.gain import break_even_level_s, predicted_gain
 
+NOTHING = 0.005
+"""Tokens a step; people are shown 0.00 for less, and nobody would notice it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -72,6 +75,8 @@ class Choice:
     def why(self) -> str:
         """One sentence for people."""
         best, around = self.rows[0], self.surroundings
+        if best.gain < NOTHING:
+            return f"drafting does not pay here: {_why_nothing(best.measured, around)}"
         text = (
             f"{best.measured.name} adds most for {around.target_model}: {best.gain:.2f} tokens to"
             f" each step of {around.step_time_s * 1000:.1f} ms, {around.round_trip_s * 1000:.0f} ms"
@@ -94,6 +99,20 @@ def choose(candidates: Sequence[Measured], around: Surroundings) -> Choice:
     ranked = sorted(candidates, key=rank)
     rows = [Row(each, _gain(each, around), _break_even_s(each, ranked, around)) for each in ranked]
     return Choice(tuple(rows), around)
+
+
+def _why_nothing(best: Measured, around: Surroundings) -> str:
+    level_ms, step_ms = best.level_time_s * 1000, around.step_time_s * 1000
+    if level_ms >= step_ms:
+        return (
+            f"one level of {best.name} takes {level_ms:.1f} ms, and the engine's step only"
+            f" {step_ms:.1f} ms: {around.target_model} finds its tokens sooner without help"
+        )
+    return (
+        f"a level of {best.name} takes {level_ms:.1f} ms and the round trip"
+        f" {around.round_trip_s * 1000:.0f} ms, the engine's step only {step_ms:.1f} ms:"
+        f" guesses for {around.target_model} come too late"
+    )
 
 
 def _break_even_s(

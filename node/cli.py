@@ -21,9 +21,11 @@ from node.main import run_node
 from node.options import DraftOptions, Home, takes_draft_options
 from node.profiling import run_profile
 from node.receipts import ReceiptBook
-from node.settings import Drafting, Priority, software_version
+from node.settings import Drafting, Priority
 from specedge_p2p.errors import ClearError, outside_groups
 from specedge_p2p.identity.keys import Identity
+from specedge_p2p.version import software_version
+from specedge_p2p.wording import counted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,7 +51,7 @@ def root(
     ] = False,
 ) -> None:
     if show_version:
-        print(software_version())
+        print(software_version("specedge-node"))
         raise typer.Exit
 
 
@@ -108,6 +110,11 @@ def profile(options: DraftOptions) -> None:
     The coordinator gives a short sample of its target's tokens; every draft model named, or else
     every one that the coordinator suggests, is timed and is tried on it. `join` uses what was
     measured for as long as model, machine and software are the same.
+
+    The columns: `first guess right`, how often the model's best guess was the target's token in the
+    sample; `level`, the time that one level of a tree of guesses takes here; `pays up to`, the
+    longest level with which it would beat the best of the others; `tokens per step`, what it is
+    expected to add to each step of the engine for one request. +0.00: drafting does not pay here.
     """
     console = Console()
     _log_to(Console(stderr=True), verbose=options.verbose)
@@ -128,17 +135,22 @@ def receipts_list(
 ) -> None:
     """Print the newest receipts and what each coordinator owes you in all."""
     with _book(home) as book:
+        if book is None:
+            print(_no_receipts(home))
+            return
         bodies, totals = book.list(limit), book.totals()
+    if not totals:
+        print(_no_receipts(home))
     for body in bodies:
         at = datetime.fromtimestamp(body.issued_at_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
         print(
-            f"{at}  {body.coordinator}  #{body.sequence}  {body.num_accepted} tokens"
-            f"  {body.micro_credits / 1e6:g} credits"
+            f"{at}  {body.coordinator}  #{body.sequence}"
+            f"  {counted(body.num_accepted, 'token')}  {_credits(body.micro_credits)}"
         )
     for total in totals:
         print(
-            f"{total.coordinator}: {total.num_receipts} receipts, {total.num_accepted} tokens,"
-            f" {total.micro_credits / 1e6:g} credits"
+            f"{total.coordinator}: {counted(total.num_receipts, 'receipt')},"
+            f" {counted(total.num_accepted, 'token')}, {_credits(total.micro_credits)}"
         )
 
 
@@ -146,12 +158,16 @@ def receipts_list(
 def receipts_audit(*, home: Home) -> None:
     """Check every signature and the whole chain of receipts again; exit code 1 if one is bad."""
     with _book(home) as book:
+        if book is None:
+            print(_no_receipts(home))
+            return
         findings, totals = book.audit(), book.totals()
     for finding in findings:
         print(f"{finding.coordinator} #{finding.sequence}: {finding.problem}", file=sys.stderr)
     if findings:
         raise typer.Exit(1)
-    print(f"{sum(total.num_receipts for total in totals)} receipts, all good")
+    num_receipts = sum(total.num_receipts for total in totals)
+    print(f"{counted(num_receipts, 'receipt')}, all good" if totals else _no_receipts(home))
 
 
 def main() -> None:
@@ -194,11 +210,25 @@ def _cursor_back(console: Console) -> Iterator[None]:
 
 
 @contextmanager
-def _book(home: Path) -> Iterator[ReceiptBook]:
+def _book(home: Path) -> Iterator[ReceiptBook | None]:
+    """None where there is none: looking makes neither a key nor a book."""
+    key, file = home / "identity.pem", home / "receipts.sqlite3"
     with _one_line_failures(interrupted=130):
-        identity = Identity.load_or_create(home / "identity.pem")
-        with closing(ReceiptBook(home / "receipts.sqlite3", identity.peer_id)) as book:
+        identity = Identity.load(key) if key.exists() or file.exists() else None
+        if identity is None or not file.exists():
+            yield None
+            return
+        with closing(ReceiptBook(file, identity.peer_id)) as book:
             yield book
+
+
+def _no_receipts(home: Path) -> str:
+    return f"no receipts yet in {home}"
+
+
+def _credits(micro_credits: int) -> str:
+    num = f"{micro_credits / 1e6:g}"
+    return f"{num} credit" if num == "1" else f"{num} credits"
 
 
 def _log_to(console: Console, *, verbose: bool) -> None:

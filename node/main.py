@@ -20,7 +20,7 @@ from node.profile import DraftChooser, ProfileFile
 from node.profiling import run_blocking
 from node.receipts import ReceiptBook
 from node.report import write_report
-from node.settings import NodeSettings, SettingsError, software_version
+from node.settings import NodeSettings, SettingsError
 from node.status import Connection, Snapshot, status_line
 from node.unreached import GivenAddresses
 from node.worker import WorkerStats
@@ -35,6 +35,8 @@ from specedge_p2p.overlay.discovery import (
 )
 from specedge_p2p.overlay.libp2p_host import open_overlay
 from specedge_p2p.overlay.ports import Overlay
+from specedge_p2p.version import software_version
+from specedge_p2p.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +100,7 @@ class _Node:
         ports = JoinPorts(
             overlay, self._find, self._prepare, book, randomness.random, pick=self._pick
         )
-        self._loop = JoinLoop(settings, ports, software=software_version())
+        self._loop = JoinLoop(settings, ports, software=software_version("specedge-node"))
         self._governor = Governor(settings.max_sessions, self._set_capacity)
 
     async def run(self) -> BaseException | None:
@@ -184,7 +186,7 @@ class _Node:
         return draft
 
     def _set_capacity(self, max_sessions: int) -> None:
-        log.info("takes %d sessions from now on", max_sessions)
+        log.info("takes %s from now on", counted(max_sessions, "session"))
         self._loop.set_capacity(max_sessions)
 
     async def _obey_signals(self) -> None:

@@ -11,9 +11,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from node.dishonest import GuessingModel
 from node.hardware import benchmark, has_cuda_device
 from node.join import Draft
-from node.settings import AUTO, NodeSettings, software_version
+from node.settings import AUTO, NodeSettings
 from specedge_p2p.lm.emulated import EmulatedDevice
 from specedge_p2p.lm.ports import LanguageModel
+from specedge_p2p.version import software_version
 
 Report = Callable[[str, int, int], None]
 
@@ -66,7 +67,13 @@ def machine_text(settings: NodeSettings) -> str:
     its version says whether it was built for a GPU.
     """
     where, dtype = _likely_device_and_dtype(settings)
-    parts = [platform.node(), where, dtype, f"{settings.threads} threads", software_version()]
+    parts = [
+        platform.node(),
+        where,
+        dtype,
+        f"{settings.threads} threads",
+        software_version("specedge-node"),
+    ]
     parts.append(f"torch {version('torch')}")
     if settings.quantize != "none":
         parts.append(f"{settings.quantize} weights")

@@ -3,7 +3,7 @@
 import logging
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import trio
 from rich.console import Console
@@ -16,6 +16,7 @@ from node.models import machine_text, prepare_draft
 from node.profile import DraftChooser, ProfileFile
 from node.selection import NoFit, draft_models_for
 from node.settings import AUTO, NodeSettings, SettingsError
+from node.unreached import WHAT_TO_CHECK
 from specedge_p2p.identity.keys import Identity
 from specedge_p2p.overlay.discovery import (
     FoundCoordinator,
@@ -56,18 +57,24 @@ async def _profile(settings: NodeSettings, console: Console) -> None:
         settings.coordinators or settings.bootstrap or known.addresses
     ):
         raise SettingsError(
-            "no coordinator is known yet: give --coordinator ADDRESS, or name draft models"
+            "no coordinator is known yet: give --coordinator ADDRESS, as a coordinator prints it at"
+            " its start, or --draft-model NAME to time that one alone"
         )
+    missed: dict[str, str] = {}
     async with open_overlay(
         identity, listen=(), bootstrap=settings.bootstrap, dht="client"
     ) as overlay:
         found = await find_coordinators(
-            overlay, by_hand=settings.coordinators, known=known, now_s=time.time
+            overlay,
+            by_hand=settings.coordinators,
+            known=known,
+            now_s=time.time,
+            missed=missed.__setitem__,
         )
         if found:
             await _profile_for(settings, overlay, found[0], console)
         else:
-            await _profile_alone(settings, console)
+            await _profile_alone(settings, _nobody(settings, missed), console)
 
 
 async def _profile_for(
@@ -93,11 +100,23 @@ async def _profile_for(
     console.print(f"kept in {settings.profile_file}", soft_wrap=True)
 
 
-async def _profile_alone(settings: NodeSettings, console: Console) -> None:
+def _nobody(settings: NodeSettings, missed: Mapping[str, str]) -> str:
+    """That there is no coordinator, and why as far as the user can do something about it."""
+    wrong = [
+        f"{address} ({missed[address]})" for address in settings.coordinators if address in missed
+    ]
+    if wrong:
+        return f"no coordinator answers at {', '.join(wrong)}; {WHAT_TO_CHECK}"
+    if missed or settings.bootstrap:
+        return "no coordinator answers at any address known so far; --coordinator names one"
+    return "no coordinator was asked; --coordinator names one"
+
+
+async def _profile_alone(settings: NodeSettings, nobody: str, console: Console) -> None:
     names = [name for name in settings.draft_models if name != AUTO]
     if not names:
-        raise NoFit("no coordinator answers; name draft models to time them alone")
-    console.print("no coordinator answers: only the level times are measured")
+        raise NoFit(f"{nobody}, or --draft-model a model to time alone")
+    console.print(f"{nobody}. Only the level times are measured:", soft_wrap=True)
     await _times_alone(settings, names, console)
 
 

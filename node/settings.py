@@ -3,18 +3,16 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
 import platformdirs
-from multiaddr import Multiaddr
-from multiaddr.exceptions import Error as MultiaddrError
 
 from node.slow_link import LinkConditions
 from specedge_p2p.errors import ClearError
-from specedge_p2p.identity.keys import parse_peer_id
 from specedge_p2p.lm.quantization import Quantize
+from specedge_p2p.overlay.addresses import split_address
+from specedge_p2p.overlay.ports import OverlayError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float64"]
 Priority = Literal["low", "normal"]
@@ -120,14 +118,6 @@ class NodeSettings:
         return self.home / "coordinators.json"
 
 
-def software_version() -> str:
-    """Name and version for people and for Hello."""
-    try:
-        return f"specedge-node {version('specedge-p2p')}"
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "specedge-node (source tree)"
-
-
 def default_home(environ: Mapping[str, str] = os.environ) -> Path:
     """`$SPECEDGE_HOME/node`, or the usual place for a user's data."""
     base = environ.get("SPECEDGE_HOME")
@@ -142,14 +132,7 @@ def default_threads(num_cpus: int | None) -> int:
 def check_address(address: str) -> str:
     """A multiaddress that can be dialled: it ends with the peer id. Raises SettingsError."""
     try:
-        Multiaddr(address)
-        _, found, peer_id = address.rpartition("/p2p/")
-        if not found:
-            raise SettingsError(
-                f"{address!r} names no peer: it must end with /p2p/<peer id>,"
-                " as the coordinator prints it"
-            )
-        parse_peer_id(peer_id)
-    except (MultiaddrError, ValueError) as error:
-        raise SettingsError(f"{address!r} is not a multiaddress: {error}") from None
+        split_address(address)
+    except OverlayError as error:
+        raise SettingsError(str(error)) from None
     return address

@@ -1,5 +1,6 @@
 """Serves an ASGI application over HTTP/1.1 in the caller's trio loop."""
 
+import errno
 import logging
 import socket
 from dataclasses import dataclass
@@ -74,7 +75,10 @@ def _bind(bind: str, settings: ServerSettings) -> socket.socket:
     except OSError as error:
         listener.close()
         reason = error.strerror or str(error)
-        raise BindError(f"Cannot serve on {bind}: {reason}.") from error
+        advice = ""
+        if error.errno == errno.EADDRINUSE:
+            advice = " Give another --port; 0 takes a free one."
+        raise BindError(f"Cannot serve on {bind}: {reason}.{advice}") from error
     return listener
 
 

@@ -1,5 +1,6 @@
 """Addresses of peers: what they must look like, and which of ours others can use."""
 
+import errno
 import socket
 from collections.abc import Sequence
 from typing import Final
@@ -12,6 +13,9 @@ from specedge_p2p.overlay.ports import OverlayError
 
 _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - named, not bound
 _MAX_ADDRESS: Final = 256
+FULL_FORM: Final = (
+    "/ip4/1.2.3.4/tcp/4011/p2p/12D3KooW..., as the coordinator prints it at its start"
+)
 
 
 def is_plain_tcp(address: str) -> bool:
@@ -31,21 +35,31 @@ def split_address(address: str) -> tuple[str, PeerId]:
     """`/ip4/1.2.3.4/tcp/4001` and the peer id of a full address, else OverlayError."""
     place, found, peer = address.partition("/p2p/")
     try:
-        if not found or not is_plain_tcp(place):
-            raise ValueError("not of the form /ip4/<address>/tcp/<port>/p2p/<peer id>")
+        if not is_plain_tcp(place):
+            raise ValueError
         Multiaddr(place)
+    except ValueError:
+        raise OverlayError(f"{address!r} is not an address of the form {FULL_FORM}") from None
+    if not found:
+        raise OverlayError(f"address {address!r} names no peer: the form is {FULL_FORM}")
+    try:
         return place, parse_peer_id(peer)
-    except ValueError as error:
-        raise OverlayError(f"address {address!r}: {error}") from None
+    except ValueError:
+        raise OverlayError(
+            f"address {address!r} does not end with a whole peer id: copy it as the coordinator"
+            " prints it at its start"
+        ) from None
 
 
 def parse_listen(address: str) -> Multiaddr:
-    if not is_plain_tcp(address):
-        raise OverlayError(f"address {address!r} is not of the form /ip4/<address>/tcp/<port>")
     try:
+        if not is_plain_tcp(address):
+            raise ValueError
         return Multiaddr(address)
-    except ValueError as error:
-        raise OverlayError(f"address {address!r}: {error}") from None
+    except ValueError:
+        raise OverlayError(
+            f"{address!r} is not an address of the form /ip4/0.0.0.0/tcp/4011 to listen on"
+        ) from None
 
 
 def check_ports(listen: Sequence[str]) -> None:
@@ -64,7 +78,13 @@ def check_ports(listen: Sequence[str]) -> None:
                 if int(port):
                     probe.listen(1)
             except OSError as error:
-                raise OverlayError(f"cannot listen on {address}: {error.strerror}") from None
+                advice = ""
+                if error.errno == errno.EADDRINUSE:
+                    other = address.rpartition("/")[0]
+                    advice = f"; give another --listen, such as {other}/0 for a free port"
+                raise OverlayError(
+                    f"cannot listen on {address}: {error.strerror}{advice}"
+                ) from None
 
 
 def reachable(addresses: Sequence[Multiaddr]) -> list[Multiaddr]:

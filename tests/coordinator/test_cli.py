@@ -34,10 +34,10 @@ def assert_clear(result: Result, *parts: str) -> None:
     ("words", "parts"),
     [
         (["--host", "0.0.0.0"], ["--require-keys", "--public", "0.0.0.0"]),
-        (["--allow", "nobody"], ["--allow nobody"]),
+        (["--allow", "nobody"], ["--allow nobody", "specedge-node identity show"]),
         (["--holdout", "0.001"], ["--holdout 0.001", "0.005"]),
         (["--model", "/no/such/model"], ["/no/such/model"]),
-        (["--listen", "nonsense"], ["nonsense"]),
+        (["--listen", "nonsense"], ["nonsense", "/ip4/0.0.0.0/tcp/4011"]),
         (["--engine-draft", "/no/such/draft"], ["/no/such/draft"]),
         (["--engine-tree", "3by4"], ["3by4", "off, auto", "3x4"]),
         (["--engine-tree", "3x0"], ["3x0"]),
@@ -47,7 +47,7 @@ def assert_clear(result: Result, *parts: str) -> None:
         (["--kv-memory", "0%"], ["0%", "8GiB"]),
         (["--emulate", "slow-15ms"], ["slow-15ms", "verifies nothing"]),
         (["--lockstep", "6"], ["'6'", "6x32"]),
-        (["--bootstrap", "/ip4/1.2.3.4/tcp/1"], ["/ip4/1.2.3.4/tcp/1"]),
+        (["--bootstrap", "/ip4/1.2.3.4/tcp/1"], ["/ip4/1.2.3.4/tcp/1", "/p2p/12D3KooW..."]),
         (["--database-url", "postgresql://nobody@127.0.0.1:1/none"], ["127.0.0.1"]),
     ],
 )
@@ -88,7 +88,16 @@ def test_a_busy_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         listen = ("--listen", "/ip4/127.0.0.1/tcp/0")
-        assert_clear(call("serve", "--home", tmp_path, "--port", port, *listen), port)
+        result = call("serve", "--home", tmp_path, "--port", port, *listen)
+        assert_clear(result, port, "another --port", "0 takes a free one")
+
+
+def test_a_busy_port_for_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main, "_running_engine", toy_engine)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"/ip4/127.0.0.1/tcp/{taken.getsockname()[1]}"
+        result = call("serve", "--home", tmp_path, "--port", "0", "--listen", listen)
+        assert_clear(result, listen, "another --listen", "/ip4/127.0.0.1/tcp/0")
 
 
 @pytest.mark.parametrize(("model", "text"), [("missing", "no model named missing"), ("dies", "")])
@@ -100,12 +109,19 @@ def test_serve_ends_when_the_engine_cannot_be_brought_back(
     assert_clear(result, text)
 
 
+def test_version() -> None:
+    result = call("--version")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("specedge-coordinator ")
+
+
 def test_help_tells_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     for words in ([], ["serve"], ["keys"], ["keys", "create"], ["ledger", "verify"], ["identity"]):
         result = call(*words, "--help")
         assert result.exit_code == 0
         assert "Usage" in result.stdout
+    assert "completion" not in call("--help").stdout
     text = call("serve", "--help").stdout
     for option in ("--model", "--host", "--port", "--listen", "--bootstrap", "--require-keys"):
         assert option in text

@@ -34,6 +34,22 @@ def test_the_table_says_up_to_which_level_time_a_model_pays() -> None:
         choose([], around(40))
 
 
+@pytest.mark.parametrize(
+    ("level_ms", "step_ms", "trip_ms", "reason"),
+    [(60, 40, 15, "sooner without help"), (10, 12, 500, "come too late")],
+)
+def test_what_adds_nothing_is_not_said_to_add_most(
+    level_ms: float, step_ms: float, trip_ms: float, reason: str
+) -> None:
+    slow = Measured("slow", 0.8, level_ms / 1000)
+    why = choose([slow], around(step_ms, trip_ms)).why
+    assert why.startswith("drafting does not pay here")
+    assert reason in why
+    assert f"{level_ms:.1f} ms" in why
+    assert f"{step_ms:.1f} ms" in why
+    assert "adds most" not in why
+
+
 measured = st.builds(
     Measured,
     name=st.sampled_from("abcdef"),

@@ -11,6 +11,7 @@ from specedge_p2p.identity.keys import Identity
 from tests.support.receipt_chain import receipt_chain
 
 PEER = Identity.generate().peer_id
+FORM = "/ip4/1.2.3.4/tcp/4011/p2p/12D3KooW..., as the coordinator prints it"
 
 
 def run(*arguments: str) -> Result:
@@ -29,7 +30,10 @@ def assert_one_clear_line(result: Result, *words: str) -> None:
     [
         (["--help"], ["join", "receipts", "identity"]),
         (["join", "--help"], ["--coordinator", "--draft-model", "--max-sessions", "Ctrl-C"]),
-        (["profile", "--help"], ["--coordinator", "--draft-model", "--link-delay-ms"]),
+        (
+            ["profile", "--help"],
+            ["--coordinator", "--draft-model", "--link-delay-ms", "pays up to"],
+        ),
         (["identity", "--help"], ["show"]),
         (["receipts", "--help"], ["list", "audit"]),
     ],
@@ -59,16 +63,18 @@ def test_identity_is_made_once_and_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("address", "word"),
     [
-        ("not-an-address", "not a multiaddress"),
-        ("/ip4/127.0.0.1/tcp/4001", "names no peer"),
-        ("/ip4/127.0.0.1/tcp/4001/p2p/12D3KooWnonsense", "not a multiaddress"),
-        (f"/ip4/127.0.0.1/tcp/99999/p2p/{PEER}", "not a multiaddress"),
+        ("localhost:4011", FORM),
+        ("/ip4/127.0.0.1/tcp/4001", FORM),
+        ("/ip4/127.0.0.1/tcp/4001/p2p/12D3KooW...", "a whole peer id: copy it"),
+        (f"/ip4/127.0.0.1/tcp/99999/p2p/{PEER}", FORM),
     ],
     ids=["word", "no-peer", "peer", "port"],
 )
 def test_a_bad_address_is_one_clear_line(tmp_path: Path, address: str, word: str) -> None:
     for option in ("--coordinator", "--bootstrap"):
-        assert_one_clear_line(run("join", "--home", str(tmp_path), option, address), word)
+        result = run("join", "--home", str(tmp_path), option, address)
+        assert_one_clear_line(result, word)
+        assert result.stderr.count(address) == 1
 
 
 def test_a_key_that_others_can_read_is_one_clear_line(tmp_path: Path) -> None:
@@ -101,6 +107,7 @@ def test_a_figure_out_of_range_is_one_clear_line(
 
 @pytest.mark.parametrize("command", [("receipts", "list"), ("receipts", "audit"), ("join",)])
 def test_a_book_that_is_none_is_one_clear_line(tmp_path: Path, command: tuple[str, ...]) -> None:
+    Identity.load_or_create(tmp_path / "identity.pem")
     (tmp_path / "receipts.sqlite3").write_bytes(b"garbage " * 1024)
     assert_one_clear_line(run(*command, "--home", str(tmp_path)), "move it away")
 
@@ -115,6 +122,35 @@ def test_absurd_receipts_are_listed(tmp_path: Path) -> None:
     listed = run("receipts", "list", "--home", str(tmp_path))
     assert listed.exit_code == 0
     assert f"3 receipts, {3 * most} tokens" in listed.stdout
+
+
+@pytest.mark.parametrize("command", ["list", "audit"])
+def test_looking_for_receipts_makes_nothing(tmp_path: Path, command: str) -> None:
+    home = tmp_path / "home"
+    for _ in range(2):
+        result = run("receipts", command, "--home", str(home))
+        assert (result.exit_code, result.stdout) == (0, f"no receipts yet in {home}\n")
+        assert not home.exists() or [each.name for each in home.iterdir()] == ["identity.pem"]
+        Identity.load_or_create(home / "identity.pem")  # a node that has a key and no receipts
+
+
+@pytest.mark.parametrize("command", ["list", "audit"])
+def test_an_empty_book_says_so(tmp_path: Path, command: str) -> None:
+    identity = Identity.load_or_create(tmp_path / "identity.pem")
+    ReceiptBook(tmp_path / "receipts.sqlite3", identity.peer_id).close()
+    assert run("receipts", command, "--home", str(tmp_path)).stdout.startswith("no receipts yet")
+
+
+def test_one_of_each_is_singular(tmp_path: Path) -> None:
+    identity, coordinator = Identity.load_or_create(tmp_path / "identity.pem"), Identity.generate()
+    book = ReceiptBook(tmp_path / "receipts.sqlite3", identity.peer_id)
+    for envelope in receipt_chain(coordinator, identity.peer_id, 1, num_accepted=1):
+        book.add(coordinator.peer_id, envelope)
+    book.close()
+    listed = run("receipts", "list", "--home", str(tmp_path)).stdout
+    assert "#1  1 token  1 credit\n" in listed
+    assert "1 receipt, 1 token, 1 credit\n" in listed
+    assert run("receipts", "audit", "--home", str(tmp_path)).stdout == "1 receipt, all good\n"
 
 
 def test_receipts_are_listed_and_audited(tmp_path: Path) -> None:

@@ -124,6 +124,37 @@ async def test_profile_of_a_coordinator_without_a_suggestion_is_one_clear_line(
     assert "the coordinator suggests no draft model" in line
 
 
+def profile_says(*arguments: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "node.cli", "profile", *arguments]
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+def test_profile_without_an_answer_names_the_address_and_the_other_way(tmp_path: Path) -> None:
+    code, said = profile_says("--home", str(tmp_path), "--coordinator", NOBODY)
+    assert code == 2
+    (line,) = said.strip().splitlines()
+    assert f"no coordinator answers at {NOBODY}" in line
+    assert "nothing listens there" in line
+    assert "--draft-model" in line
+
+
+def test_profile_without_a_coordinator_times_the_model_alone(tmp_path: Path) -> None:
+    code, said = profile_says("--home", str(tmp_path), "--draft-model", "demo-draft")
+    assert code == 0, said
+    assert "no coordinator was asked" in said
+    assert "answers" not in said
+    assert "demo-draft: a level of" in said
+
+
 def test_one_home_serves_one_node(tmp_path: Path) -> None:
     first = start(tmp_path, "--coordinator", NOBODY)
     try:
