@@ -1,8 +1,9 @@
 """Load a model by name: the demo pair, a folder, or a name of the Hugging Face hub."""
 
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,9 @@ def load_model(  # noqa: PLR0913 - all but the name are options
         torch.set_num_threads(threads)
     folder = find_model(name_or_path, progress=progress)
     config = _read_config(folder, name_or_path)
+    is_plain = getattr(config, "quantization_config", None) is None
+    with _quiet(), _without_torchao() if is_plain else nullcontext():
+        register_attention()
     with _quiet():
         shares = share_arguments(config, name_or_path, num_ranks)
         model = _build(folder, name_or_path, config, _DTYPES[dtype], shares)
@@ -186,3 +190,21 @@ def _quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _without_torchao() -> Iterator[None]:
+    """What is imported inside finds no torchao.
+
+    transformers' model code imports it wherever it is installed, for checkpoints that it quantized.
+    That takes seconds, and it says on stderr which of its kernels do not run here. None among the
+    modules is Python's own way to bar an import; who quantizes imports it later.
+    """
+    if "torchao" in sys.modules:
+        yield
+        return
+    sys.modules["torchao"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torchao"]

@@ -16,7 +16,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
 from specedge_p2p.lm.kv_cache import CacheShape, KvCache
 from specedge_p2p.lm.pages import CachedSequence
@@ -50,7 +49,12 @@ class LayerAttention(Protocol):
 
 
 def register_attention() -> str:
-    """Make the attention known to transformers; the name to build a model with."""
+    """Make the attention known to transformers; the name to build a model with.
+
+    This imports transformers' model code, see `loader`.
+    """
+    from transformers import AttentionInterface
+
     AttentionInterface.register(ATTENTION_NAME, attend)
     return ATTENTION_NAME
 

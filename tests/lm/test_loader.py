@@ -121,3 +121,32 @@ def test_no_network_is_said_in_one_line(tmp_path: Path, hub: str) -> None:
     )
     assert "some/model is not on this machine and cannot be downloaded" in done.stdout
     assert done.stdout.count("\n") == 1
+
+
+LOADING = """
+import sys
+from specedge_p2p.lm.loader import load_model
+
+load_model("demo-draft", threads=1, cache_rows=64)
+assert "torchao" not in sys.modules
+import torchao
+"""
+
+
+def test_a_model_that_is_not_quantized_is_loaded_without_torchao(tmp_path: Path) -> None:
+    """transformers imports it wherever it is installed; a small stand-in is, here."""
+    (tmp_path / "torchao").mkdir()
+    (tmp_path / "torchao" / "__init__.py").write_text("print('imported')")
+    (tmp_path / "torchao-99.0.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.1\nName: torchao\nVersion: 99.0\n"
+    (tmp_path / "torchao-99.0.dist-info" / "METADATA").write_text(metadata)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "imported\n"), done.stderr
