@@ -19,6 +19,7 @@ from coordinator.cli_common import (
 )
 from specedge_p2p.errors import ClearError
 from specedge_p2p.identity.keys import Identity
+from specedge_p2p.plural import counted
 
 PEER_ID_LENGTH = 52
 
@@ -114,7 +115,8 @@ def ledger_summary(
             table.add_row(str(num_accepted), f"{credit:g}", peer_id)
         Console().print(table)
         typer.echo(
-            f"{summary.num_transfers} transfers, all balances sum to {summary.sum_micro_credits}"
+            f"{counted(summary.num_transfers, 'transfer')}, "
+            f"all balances sum to {summary.sum_micro_credits}"
         )
 
 

@@ -24,6 +24,7 @@ from node.receipts import ReceiptBook
 from node.settings import Drafting, Priority, software_version
 from specedge_p2p.errors import ClearError, outside_groups
 from specedge_p2p.identity.keys import Identity
+from specedge_p2p.plural import counted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -132,13 +133,14 @@ def receipts_list(
     for body in bodies:
         at = datetime.fromtimestamp(body.issued_at_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
         print(
-            f"{at}  {body.coordinator}  #{body.sequence}  {body.num_accepted} tokens"
-            f"  {body.micro_credits / 1e6:g} credits"
+            f"{at}  {body.coordinator}  #{body.sequence}  {counted(body.num_accepted, 'token')}"
+            f"  {counted(body.micro_credits / 1e6, 'credit')}"
         )
     for total in totals:
         print(
-            f"{total.coordinator}: {total.num_receipts} receipts, {total.num_accepted} tokens,"
-            f" {total.micro_credits / 1e6:g} credits"
+            f"{total.coordinator}: {counted(total.num_receipts, 'receipt')},"
+            f" {counted(total.num_accepted, 'token')},"
+            f" {counted(total.micro_credits / 1e6, 'credit')}"
         )
 
 
@@ -151,7 +153,7 @@ def receipts_audit(*, home: Home) -> None:
         print(f"{finding.coordinator} #{finding.sequence}: {finding.problem}", file=sys.stderr)
     if findings:
         raise typer.Exit(1)
-    print(f"{sum(total.num_receipts for total in totals)} receipts, all good")
+    print(f"{counted(sum(total.num_receipts for total in totals), 'receipt')}, all good")
 
 
 def main() -> None:

@@ -34,6 +34,7 @@ from specedge_p2p.overlay.discovery import (
 )
 from specedge_p2p.overlay.libp2p_host import open_overlay
 from specedge_p2p.overlay.ports import Overlay
+from specedge_p2p.plural import counted
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +176,7 @@ class _Node:
         return draft
 
     def _set_capacity(self, max_sessions: int) -> None:
-        log.info("takes %d sessions from now on", max_sessions)
+        log.info("takes %s from now on", counted(max_sessions, "session"))
         self._loop.set_capacity(max_sessions)
 
     async def _obey_signals(self) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from node.worker import WorkerStats
+from specedge_p2p.plural import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +23,12 @@ def status_line(before: Snapshot, now: Snapshot, *, is_paused: bool = False) -> 
     trip = "-" if stats.round_trip_s is None else f"{stats.round_trip_s * 1000:.0f} ms"
     parts = [
         "paused" if is_paused else "drafting" if stats.num_sessions else "waiting for work",
-        f"{stats.num_sessions} sessions",
-        f"{stats.num_accepted} tokens accepted ({share:.0%} of those served)",
+        counted(stats.num_sessions, "session"),
+        f"{counted(stats.num_accepted, 'token')} accepted ({share:.0%} of those served)",
         f"{rate:.1f} tokens/s",
         f"round trip {trip}",
-        f"{stats.num_receipts} receipts",
+        counted(stats.num_receipts, "receipt"),
     ]
     if stats.num_bad_receipts:
-        parts.append(f"{stats.num_bad_receipts} BAD RECEIPTS")
+        parts.append(counted(stats.num_bad_receipts, "bad receipt").upper())
     return " · ".join(parts)

@@ -95,7 +95,12 @@ def test_the_status_line_says_what_counts() -> None:
     )
     assert status_line(before, before).startswith("waiting for work")
     bad = Snapshot(12.0, WorkerStats(num_bad_receipts=1))
-    assert "1 BAD RECEIPTS" in status_line(bad, bad, is_paused=True)
+    assert status_line(bad, bad, is_paused=True).endswith(" · 1 BAD RECEIPT")
+    one = Snapshot(12.0, WorkerStats(num_sessions=1, num_accepted=1, num_receipts=1))
+    said = status_line(one, one)
+    assert "1 session ·" in said
+    assert "1 token accepted" in said
+    assert said.endswith("1 receipt")
 
 
 def test_the_benchmark_teaches_a_model_of_level_times() -> None:
