@@ -16,7 +16,9 @@ help:  ## show this list
 $(VENV)/.ready: pyproject.toml .ci/system-packages
 	@.ci/system-packages build
 	$(PYTHON) -m venv $(VENV)
-	$(RUN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@echo "Installing PyTorch and the other dependencies: a few minutes on the first run"
+	@[ -t 1 ] || quiet=--quiet; \
+	$(RUN)/pip install $$quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 .venv: $(VENV)/.ready  ## the virtual environment with everything installed

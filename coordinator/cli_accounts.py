@@ -19,7 +19,7 @@ from coordinator.cli_common import (
 )
 from specedge_p2p.errors import ClearError
 from specedge_p2p.identity.keys import Identity
-from specedge_p2p.wording import counted
+from specedge_p2p.plural import counted
 
 PEER_ID_LENGTH = 52
 

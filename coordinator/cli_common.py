@@ -40,7 +40,7 @@ def clear_errors() -> Iterator[None]:
         if error.name is None or error.name.split(".")[0] in OWN_PACKAGES:
             raise
         typer.echo(
-            f"specedge-coordinator needs {error.name}: pip install 'specedge-p2p[coordinator]'",
+            f"specedge-coordinator needs {error.name}: in your clone, pip install '.[coordinator]'",
             err=True,
         )
         raise typer.Exit(2) from None

@@ -24,8 +24,8 @@ from node.receipts import ReceiptBook
 from node.settings import Drafting, Priority
 from specedge_p2p.errors import ClearError, outside_groups
 from specedge_p2p.identity.keys import Identity
+from specedge_p2p.plural import counted
 from specedge_p2p.version import software_version
-from specedge_p2p.wording import counted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -144,13 +144,14 @@ def receipts_list(
     for body in bodies:
         at = datetime.fromtimestamp(body.issued_at_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
         print(
-            f"{at}  {body.coordinator}  #{body.sequence}"
-            f"  {counted(body.num_accepted, 'token')}  {_credits(body.micro_credits)}"
+            f"{at}  {body.coordinator}  #{body.sequence}  {counted(body.num_accepted, 'token')}"
+            f"  {counted(body.micro_credits / 1e6, 'credit')}"
         )
     for total in totals:
         print(
             f"{total.coordinator}: {counted(total.num_receipts, 'receipt')},"
-            f" {counted(total.num_accepted, 'token')}, {_credits(total.micro_credits)}"
+            f" {counted(total.num_accepted, 'token')},"
+            f" {counted(total.micro_credits / 1e6, 'credit')}"
         )
 
 
@@ -224,11 +225,6 @@ def _book(home: Path) -> Iterator[ReceiptBook | None]:
 
 def _no_receipts(home: Path) -> str:
     return f"no receipts yet in {home}"
-
-
-def _credits(micro_credits: int) -> str:
-    num = f"{micro_credits / 1e6:g}"
-    return f"{num} credit" if num == "1" else f"{num} credits"
 
 
 def _log_to(console: Console, *, verbose: bool) -> None:

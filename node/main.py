@@ -35,8 +35,8 @@ from specedge_p2p.overlay.discovery import (
 )
 from specedge_p2p.overlay.libp2p_host import open_overlay
 from specedge_p2p.overlay.ports import Overlay
+from specedge_p2p.plural import counted
 from specedge_p2p.version import software_version
-from specedge_p2p.wording import counted
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from node.worker import WorkerStats
-from specedge_p2p.wording import counted
+from specedge_p2p.plural import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def status_line(
         counted(stats.num_receipts, "receipt"),
     ]
     if stats.num_bad_receipts:
-        parts.append(counted(stats.num_bad_receipts, "BAD RECEIPT").upper())
+        parts.append(counted(stats.num_bad_receipts, "bad receipt").upper())
     return " · ".join(parts)
 
 

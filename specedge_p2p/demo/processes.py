@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import httpx
@@ -44,12 +45,24 @@ class Child:
     process: trio.Process
     log_path: Path
 
+    def ending(self) -> str:
+        """How an ended process ended: by which signal, or with which last words."""
+        code = self.process.returncode or 0
+        if code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        lines = self.log_path.read_text("utf-8", "replace").strip().splitlines()
+        return f"code {code}: {lines[-1] if lines else 'it said nothing'}"
+
     def check(self) -> None:
         """Raises DemoError when the process has ended."""
         if self.process.poll() is not None:
-            lines = self.log_path.read_text("utf-8", "replace").strip().splitlines()
-            last = lines[-1] if lines else "it said nothing"
-            raise DemoError(f"{self.name} ended with code {self.process.returncode}: {last}")
+            raise DemoError(f"{self.name} ended ({self.ending()})")
+
+    async def check_soon(self) -> None:
+        """Like `check`, for one whose connections broke: its end may be seen a moment later."""
+        with trio.move_on_after(1):
+            await self.process.wait()
+        self.check()
 
 
 @dataclass(slots=True)
@@ -75,6 +88,7 @@ class Network:
         self.node_homes.append(home)
 
     def check(self) -> None:
+        """Raises DemoError when the coordinator or a node has ended."""
         for child in (self.coordinator, *self.nodes):
             child.check()
 
@@ -87,6 +101,8 @@ class NetworkPlan:
     num_nodes: int
     coordinator_args: Sequence[str] = ()
     node_args: Sequence[str] = ()
+    pass_fds: Sequence[int] = ()
+    """Every process holds these open as long as it lives."""
 
 
 @asynccontextmanager
@@ -120,9 +136,9 @@ async def _start(plan: NetworkPlan, children: list[Child]) -> Network:
         arguments = ["--ready-fd", str(write_fd), "--home", str(plan.home / "coordinator")]
         child = await spawn(
             "the coordinator",
-            ["-m", "coordinator.cli", "serve", *arguments, *plan.coordinator_args],
+            ["coordinator.cli", "serve", *arguments, *plan.coordinator_args],
             plan.home / "coordinator.log",
-            pass_fds=(write_fd,),
+            pass_fds=(write_fd, *plan.pass_fds),
         )
         children.append(child)
         os.close(write_fd)
@@ -135,8 +151,9 @@ async def _start(plan: NetworkPlan, children: list[Child]) -> Network:
             arguments += ["--coordinator", address]
         node = await spawn(
             f"node {i + 1}",
-            ["-m", "node.cli", "join", *arguments, *plan.node_args],
+            ["node.cli", "join", *arguments, *plan.node_args],
             plan.home / f"node-{i + 1}.log",
+            pass_fds=plan.pass_fds,
         )
         network.add(node, home)
     await until_joined(network, plan.num_nodes)
@@ -144,20 +161,36 @@ async def _start(plan: NetworkPlan, children: list[Child]) -> Network:
 
 
 async def spawn(
-    name: str, arguments: Sequence[str], log_path: Path, pass_fds: Sequence[int] = ()
+    name: str, command: Sequence[str], log_path: Path, pass_fds: Sequence[int] = ()
 ) -> Child:
-    """Start a Python process of ours in a session of its own, so that Ctrl-C is ours alone."""
+    """Start `python -m module ...` in a session of its own, so that Ctrl-C is ours alone.
+
+    It ends by itself when this process is gone, whatever that died of.
+
+    Args:
+        name: for messages.
+        command: the module and its arguments.
+        log_path: of what it says.
+        pass_fds: what it shall hold open.
+    """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("wb") as log_file:
         process = await trio.lowlevel.open_process(
-            [sys.executable, *arguments],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-m", "specedge_p2p.demo.lifeline", *command],
+            stdin=_lifeline(),
             stdout=log_file,
             stderr=subprocess.STDOUT,
             pass_fds=tuple(pass_fds),
             start_new_session=True,
         )
     return Child(name, process, log_path)
+
+
+@cache
+def _lifeline() -> int:
+    """The reading end of a pipe; the other one is open as long as this process lives."""
+    read_fd, _ = os.pipe()
+    return read_fd
 
 
 async def read_endpoints(child: Child, ready: trio.abc.ReceiveStream) -> Endpoints:
@@ -167,9 +200,7 @@ async def read_endpoints(child: Child, ready: trio.abc.ReceiveStream) -> Endpoin
         async for piece in ready:
             line += piece
     if not line:
-        with trio.move_on_after(1):
-            await child.process.wait()
-        child.check()
+        await child.check_soon()
         raise DemoError(f"the coordinator was not ready after {START_S:g} s: {child.log_path}")
     return msgspec.json.decode(line, type=Endpoints)
 

@@ -1,5 +1,6 @@
 """How the demo looks: tokens coloured by who guessed them, and the table of credits."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from rich.columns import Columns
@@ -10,10 +11,14 @@ from rich.text import Text
 
 from specedge_p2p.demo.client import Batch, Generation
 from specedge_p2p.lm.text import Tokenizer
+from specedge_p2p.plural import counted
 
 NODE_COLOURS = ("green", "cyan", "magenta", "yellow", "blue", "bright_red")
 PEER_ID_LENGTH = 52
 NGRAM_COLOUR = "bright_black"
+LIVE_COLUMN_WIDTH = 60
+BORDER_LINES, BORDER_COLUMNS = 2, 4
+"""What a panel takes of the room beside its text."""
 
 
 class Palette:
@@ -49,6 +54,30 @@ class Palette:
         panels = [Panel(self.generation(generation)) for generation in batch.generations]
         return Group(Columns(panels, equal=True, expand=True), self.legend())
 
+    def live_batch(self, batch: Batch, console: Console) -> RenderableType:
+        """The ends of the answers, in a picture that is lower than the screen.
+
+        A terminal cannot take back what has left its upper edge: a higher picture would stay there
+        beside the next one.
+        """
+        answers = [self.generation(generation) for generation in batch.generations]
+        legend = self.legend()
+        num_columns = max(1, min(len(answers), console.width // LIVE_COLUMN_WIDTH))
+        width = console.width // num_columns
+        num_legend_lines = len(legend.wrap(console, console.width))
+        room = console.height - 1 - num_legend_lines  # the cursor's line stays free
+        num_lines = room // math.ceil(len(answers) / num_columns) - BORDER_LINES
+        if num_lines < 1:
+            return Text(counted(batch.num_tokens, "token"))
+        grid = Table.grid()
+        panels = [
+            Panel(_tail(answer, console, width - BORDER_COLUMNS, num_lines), width=width)
+            for answer in answers
+        ]
+        for first in range(0, len(panels), num_columns):
+            grid.add_row(*panels[first : first + num_columns])
+        return Group(grid, legend)
+
 
 def short(peer_id: str) -> str:
     """The part of a peer id that tells two apart."""
@@ -58,7 +87,7 @@ def short(peer_id: str) -> str:
 def summary(console: Console, batch: Batch, baseline: Batch) -> None:
     ratio = batch.tokens_per_s / baseline.tokens_per_s
     console.print(
-        f"{batch.num_tokens} tokens at {batch.tokens_per_s:.0f} tok/s; without nodes "
+        f"{counted(batch.num_tokens, 'token')} at {batch.tokens_per_s:.0f} tok/s; without nodes "
         f"{baseline.tokens_per_s:.0f} tok/s: {ratio:.2f}x"
     )
     for name, value in (
@@ -78,6 +107,10 @@ def credit_table(accepted: Mapping[str, int], micro_credits: Mapping[str, int]) 
         credit = micro_credits.get(peer_id, 0) / 1_000_000
         table.add_row(str(accepted[peer_id]), f"{credit:g}", peer_id)
     return table
+
+
+def _tail(text: Text, console: Console, width: int, num_lines: int) -> Text:
+    return Text("\n").join(text.wrap(console, width)[-num_lines:])
 
 
 def _runs(generation: Generation) -> Sequence[tuple[str, list[int]]]:

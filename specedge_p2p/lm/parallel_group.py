@@ -83,7 +83,7 @@ def share_arguments(config: Any, name: str, num_ranks: int) -> dict[str, Any]:  
         return {}
     if find_spec("accelerate") is None:
         raise ModelError(
-            "tensor parallelism needs accelerate: pip install 'specedge-p2p[parallel]'"
+            "tensor parallelism needs accelerate: in your clone, pip install '.[parallel]'"
         )
     text_config = config.get_text_config()
     if not getattr(text_config, "base_model_tp_plan", None):

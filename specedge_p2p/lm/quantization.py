@@ -28,7 +28,7 @@ def check_quantize(quantize: str, device: str, dtype: str) -> None:
         return
     if importlib.util.find_spec("torchao") is None:
         raise ModelError(
-            f"quantizing to {quantize} needs torchao: pip install 'specedge-p2p[quantize]'"
+            f"quantizing to {quantize} needs torchao: in your clone, pip install '.[quantize]'"
         )
     has_packed_kernel = quantize == "int4" and device.startswith("cuda")
     if dtype not in (("bfloat16",) if has_packed_kernel else ("bfloat16", "float32")):

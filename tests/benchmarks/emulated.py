@@ -150,7 +150,7 @@ async def running(spec: NetworkSpec, folder: Path) -> AsyncIterator[Network]:
                 *_priority(group.profile),
                 *group.arguments,
             ]
-            command = ["-m", "node.cli", "join", *arguments]
+            command = ["node.cli", "join", *arguments]
             network.add(await spawn(f"node {number}", command, folder / f"node-{number}.log"), home)
         await until_joined(network, spec.num_nodes)
         yield network

@@ -36,7 +36,10 @@ HELP = [
     (("node.cli", "identity", "show"), ["--home"]),
     (("node.cli", "receipts", "list"), ["--limit", "--home"]),
     (("node.cli", "receipts", "audit"), ["--home"]),
-    (DEMO, ["--nodes", "--max-tokens", "--once", "--json", "--step-floor", "--database-url"]),
+    (
+        DEMO,
+        ["--nodes", "--max-tokens", "--port", "--once", "--json", "--step-floor", "--database-url"],
+    ),
 ]
 
 
@@ -146,6 +149,16 @@ async def test_ledger_refuses_where_there_is_none(tmp_path: Path) -> None:
     assert str(tmp_path) in said
 
 
+async def test_demo_refuses_json_of_a_run_that_does_not_end() -> None:
+    assert "--once" in await refused(DEMO, "--json")
+
+
+async def test_demo_refuses_a_busy_port_that_was_named() -> None:
+    with taken_port() as port:
+        said = await refused(DEMO, "--nodes", "0", "--port", str(port))
+        assert f"Cannot serve on 127.0.0.1:{port}" in said
+
+
 async def test_two_coordinators_cannot_share_a_port_or_two_nodes_a_home(tmp_path: Path) -> None:
     async with running_site(tmp_path) as site:
         nowhere = f"/ip4/127.0.0.1/tcp/{free_port()}/p2p/{Identity.generate().peer_id}"
@@ -180,7 +193,7 @@ async def test_ctrl_c_ends_serve_and_join_cleanly(tmp_path: Path) -> None:
 
 async def test_ctrl_c_while_starting_ends_serve_cleanly(tmp_path: Path) -> None:
     async with running_site(tmp_path) as site:
-        arguments = ["-m", "coordinator.cli", "serve", *coordinator_arguments(tmp_path)]
+        arguments = ["coordinator.cli", "serve", *coordinator_arguments(tmp_path)]
         child = await site.spawn("starting", arguments)
 
         async def is_loading() -> bool:

@@ -1,14 +1,21 @@
 """`specedge-demo` as the README promises it."""
 
 import json
+import shlex
 import signal
-from collections.abc import Iterator
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
+import httpx
+import psutil
 import pytest
 import trio
 
-from tests.support.network import run_python, running_site, until
+from specedge_p2p.demo.processes import Child
+from specedge_p2p.demo.run import DEFAULT_PORT
+from tests.support.network import descendants, run_python, running_site, until
 from tests.support.postgres import PostgresServer, postgres_or_skip
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -23,7 +30,7 @@ DEMO = "specedge_p2p.demo.cli"
 
 async def demo(*arguments: str) -> dict[str, object]:
     """The object on the last line of stdout."""
-    done = await run_python(DEMO, "--once", "--json", *arguments, within_s=240)
+    done = await run_python(DEMO, "--once", "--json", "--port", "0", *arguments, within_s=240)
     assert done.returncode == 0, done.stderr
     result: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
     assert set(result) == FIELDS
@@ -95,18 +102,123 @@ async def test_with_the_ledger_on_postgresql(postgres: PostgresServer) -> None:
         assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-async def test_stays_up_until_a_signal(tmp_path: Path, ending: signal.Signals) -> None:
-    async with running_site(tmp_path) as site:
-        arguments = ("--nodes", "1", "--max-tokens", "8", "--prompt", "import os\n")
-        child = await site.spawn("demo", ["-m", DEMO, *arguments])
+@asynccontextmanager
+async def staying_demo(folder: Path, *arguments: str) -> AsyncIterator[Child]:
+    """A demo that has served its prompt and has said what to do next."""
+    async with running_site(folder) as site:
+        short = ("--nodes", "1", "--max-tokens", "8", "--prompt", "import os\n")
+        child = await site.spawn("demo", [DEMO, *short, *arguments])
 
         async def is_up() -> bool:
             child.check()
-            return "Ctrl-C stops it" in child.log_path.read_text()
+            return bool(join_line(child))
 
         await until(is_up, "the demo stays up")
+        yield child
+
+
+def pasted(words: str, demo: Child) -> str:
+    """The line with these words, whole, of those that a person is to paste."""
+    lines = demo.log_path.read_text().splitlines(keepends=True)
+    return "".join(line for line in lines if words in line and line.endswith("\n"))
+
+
+def join_line(demo: Child) -> str:
+    return pasted("join --coordinator", demo)
+
+
+def processes_of(demo: Child, module: str) -> list[psutil.Process]:
+    return [child for child in descendants(demo) if module in child.cmdline()]
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+async def test_stays_up_until_a_signal(tmp_path: Path, ending: signal.Signals) -> None:
+    async with staying_demo(tmp_path, "--port", "0") as child:
+        folder = home_in(join_line(child)).parent
+        assert folder.is_dir()
         child.process.send_signal(ending)
         with trio.fail_after(20):
             assert await child.process.wait() == 0, child.log_path.read_text()
         assert "Traceback" not in child.log_path.read_text()
+        assert " ended (" not in child.log_path.read_text()
+        assert not folder.exists()
+
+
+def home_in(line: str) -> Path:
+    return Path(shlex.split(line)[-1])
+
+
+@contextmanager
+def default_port_taken() -> Iterator[None]:
+    with socket.socket() as listener:
+        with suppress(OSError):  # somebody else has it already
+            listener.bind(("127.0.0.1", DEFAULT_PORT))
+            listener.listen()
+        yield
+
+
+async def test_the_last_lines_can_be_pasted_and_nodes_may_end(tmp_path: Path) -> None:
+    with default_port_taken():
+        async with staying_demo(tmp_path) as child:
+            said = child.log_path.read_text()
+            assert f"port {DEFAULT_PORT} is taken" in said
+            assert "http://127.0.0.1:8000" not in said
+            answer = await shell(pasted("curl ", child))
+            assert json.loads(answer)["choices"][0]["text"]
+
+            (node,) = processes_of(child, "node.cli")
+            node.kill()
+            line = "node 1 ended (killed by SIGKILL); the network goes on without it\n"
+
+            async def is_told() -> bool:
+                child.check()
+                return line in child.log_path.read_text()
+
+            await until(is_told, "the end of the node is told", 20)
+            await a_pasted_node_joins(child)
+
+            (coordinator,) = processes_of(child, "coordinator.cli")
+            coordinator.kill()
+            with trio.fail_after(30):
+                assert await child.process.wait() == 2
+            last = child.log_path.read_text().splitlines()[-1]
+            assert last == "specedge-demo: the coordinator ended (killed by SIGKILL)"
+
+
+async def shell(line: str) -> bytes:
+    with trio.fail_after(60):
+        done = await trio.run_process(line, shell=True, capture_stdout=True)
+    return done.stdout
+
+
+async def a_pasted_node_joins(demo: Child) -> None:
+    gateway = shlex.split(pasted("curl ", demo))[1].removesuffix("/v1/completions")
+    process = await trio.lowlevel.open_process("exec " + join_line(demo), shell=True)
+    try:
+
+        async def has_joined() -> bool:
+            assert process.poll() is None
+            async with httpx.AsyncClient(base_url=gateway) as client:
+                return int((await client.get("/healthz")).json()["num_nodes"]) == 1
+
+        await until(has_joined, "the pasted node has joined")
+        process.send_signal(signal.SIGINT)
+        with trio.fail_after(20):
+            assert await process.wait() == 0
+    finally:
+        process.kill()
+
+
+async def test_nothing_outlives_a_killed_demo(tmp_path: Path) -> None:
+    async with staying_demo(tmp_path, "--port", "0") as child:
+        folder, family = home_in(join_line(child)).parent, descendants(child)
+        for module in ("coordinator.cli", "coordinator.engine.process", "node.cli"):
+            assert processes_of(child, module)
+        child.process.kill()
+        await child.process.wait()
+
+        async def is_clean() -> bool:
+            left = [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+            return not left and not folder.exists()
+
+        await until(is_clean, "coordinator, engine, node and folder are gone", 30)

@@ -92,5 +92,5 @@ def test_what_cannot_be_quantized_is_refused(folder: Path) -> None:
 
 def test_a_missing_library_is_said_with_its_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"pip install 'specedge-p2p\[quantize\]'"):
+    with pytest.raises(ModelError, match=r"pip install '\.\[quantize\]'"):
         load_model("demo-draft", quantize="int8")

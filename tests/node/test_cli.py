@@ -1,5 +1,6 @@
 """The command line: it teaches, and bad input is one clear line and exit code 2."""
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -171,3 +172,14 @@ def test_receipts_are_listed_and_audited(tmp_path: Path) -> None:
     tampered = run("receipts", "audit", "--home", str(tmp_path))
     assert tampered.exit_code == 1
     assert "the book says something else" in tampered.stderr
+
+
+def test_one_receipt_is_no_receipts(tmp_path: Path) -> None:
+    identity, coordinator = Identity.load_or_create(tmp_path / "identity.pem"), Identity.generate()
+    with closing(ReceiptBook(tmp_path / "receipts.sqlite3", identity.peer_id)) as book:
+        for envelope in receipt_chain(coordinator, identity.peer_id, 1, num_accepted=1):
+            book.add(coordinator.peer_id, envelope)
+    listed = run("receipts", "list", "--home", str(tmp_path)).stdout
+    assert "#1  1 token  1 credit\n" in listed
+    assert listed.endswith(": 1 receipt, 1 token, 1 credit\n")
+    assert run("receipts", "audit", "--home", str(tmp_path)).stdout == "1 receipt, all good\n"

@@ -148,15 +148,13 @@ class Site:
         """Start a node that is told of a coordinator; it joins in its own time."""
         home = self.folder / name
         told = () if coordinator is None else ("--coordinator", coordinator.address)
-        command = ["-m", "node.cli", "join", "--home", str(home), "--threads", "1", *told]
+        command = ["node.cli", "join", "--home", str(home), "--threads", "1", *told]
         return Node(home, await self.spawn(name, [*command, *arguments]))
 
-    async def spawn(
-        self, name: str, arguments: Sequence[str], pass_fds: Sequence[int] = ()
-    ) -> Child:
-        """Start any Python process that ends well on SIGINT."""
+    async def spawn(self, name: str, command: Sequence[str], pass_fds: Sequence[int] = ()) -> Child:
+        """Start any Python module that ends well on SIGINT."""
         log_path = self.folder / f"{name}-{len(self.children)}.log"
-        child = await spawn(name, arguments, log_path, pass_fds)
+        child = await spawn(name, command, log_path, pass_fds)
         self.children.append(child)
         return child
 
@@ -179,7 +177,7 @@ class Site:
         read_fd, write_fd = os.pipe()
         async with trio.lowlevel.FdStream(read_fd) as ready:
             own = ["--ready-fd", str(write_fd), "--home", str(home)]
-            command = ["-m", "coordinator.cli", "serve", *own, *arguments]
+            command = ["coordinator.cli", "serve", *own, *arguments]
             child = await self.spawn(home.name, command, (write_fd,))
             os.close(write_fd)
             endpoints = await read_endpoints(child, ready)
