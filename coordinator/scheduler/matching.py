@@ -103,16 +103,18 @@ class _Matcher:
         for session in self._sessions:
             self._dismiss_surplus(session)
         self._seconds = self._find_seconds()
+        alone = [s for s in self._sessions if not self._present[s.session_id]]
         # Those with less choice come first, then in the order given.
-        for session in sorted(self._sessions, key=_has_more_choice):
-            if not self._present[session.session_id]:
-                self._give_first(session)
+        alone = [s for s in sorted(alone, key=_has_more_choice) if not self._give_first(s)]
         for session in self._sessions:
             drafters = self._present[session.session_id]
             if len(drafters) == 1 and session.volunteers != "none":
                 self._give_second(session, drafters[0])
             elif len(drafters) >= MAX_DRAFTERS:
                 self._replace_unheard(session)
+        self._seconds.clear()
+        for session in alone:  # somebody may have been sent away just now
+            self._give_first(session)
         # A short answer is over before any review: its second opinion comes at once.
         for session, node in self._begun:
             self._give_other_draft(session, node)
@@ -165,15 +167,17 @@ class _Matcher:
 
     # --- who comes -------------------------------------------------------------------------------
 
-    def _give_first(self, session: SessionNeed) -> None:
+    def _give_first(self, session: SessionNeed) -> bool:
+        """Whether nothing more can be done for it: it has a node, or may have none."""
         if session.volunteers == "none":
-            return
+            return True
         best = self._places.best(session.volunteers, session.released_by)
         if best is None:
             best = self._take_second_of_another(session)
         if best is not None:
             self._assign(session, best, is_standby=False)
             self._begun.append((session, best))
+        return best is not None
 
     def _take_second_of_another(self, session: SessionNeed) -> NodeOffer | None:
         """Room at a node that is the second of a session, whose first goes on alone."""

@@ -180,6 +180,17 @@ def test_a_second_node_that_was_never_heard_makes_room_for_a_session_without_any
     assert (go(result), come(result)) == ([("a", "y")], [("b", "y")])
 
 
+def test_who_is_sent_away_for_silence_may_go_to_a_session_without_any_node() -> None:
+    late = [drafter(name, is_late=True) for name in "pr"]
+    nodes = [
+        offer("p", 0, num_sessions=1),
+        offer("q", 1),
+        offer("r", 1, num_sessions=1, is_allowed=True, is_useless=True),
+    ]
+    result = match([need("0", "allowed"), need("1", nodes=late)], nodes)
+    assert ("0", "r") in come(result)
+
+
 def test_of_second_nodes_the_one_that_did_least_for_its_session_makes_room() -> None:
     nodes = [offer(name, 1, num_sessions=1, draft=ord(name) % 2) for name in "abcdef"]
     pairs = [
