@@ -136,7 +136,7 @@ async def test_dial_fails_clearly() -> None:
             (f"{place}/p2p/{stranger}", PROTOCOL, f"another peer answers there, {ours.peer_id}$"),
             (f"/ip4/127.0.0.1/tcp/1/p2p/{stranger}", PROTOCOL, "nothing listens there"),
             (address, "/other/1", "does not speak"),
-            (place, PROTOCOL, "peer id"),
+            (place, PROTOCOL, "names no peer"),
         ):
             with pytest.raises(OverlayError, match=reason):
                 async with theirs.dial(wrong, protocol):
