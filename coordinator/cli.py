@@ -19,7 +19,7 @@ from specedge_p2p.errors import ClearError
 from specedge_p2p.identity.keys import parse_peer_id
 from specedge_p2p.lm.quantization import Quantize
 from specedge_p2p.names import PeerId
-from specedge_p2p.version import software_version
+from specedge_p2p.version import add_version
 
 app = typer.Typer(
     help="Host a large language model that volunteers' machines make faster.",
@@ -30,6 +30,7 @@ app = typer.Typer(
 app.add_typer(keys_app, name="keys")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(identity_app, name="identity")
+add_version(app, "specedge-coordinator")
 
 MIN_HOLDOUT_RATE, MAX_HOLDOUT_RATE = 0.005, 0.01
 """Fewer would never tell; more would cost users more than the figure is worth."""
@@ -40,18 +41,6 @@ class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float64 = "float64"
-
-
-@app.callback(invoke_without_command=True)
-def root(
-    *,
-    show_version: Annotated[
-        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)
-    ] = False,
-) -> None:
-    if show_version:
-        typer.echo(software_version("specedge-coordinator"))
-        raise typer.Exit
 
 
 @app.command()

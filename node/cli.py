@@ -25,7 +25,7 @@ from node.settings import Drafting, Priority
 from specedge_p2p.errors import ClearError, outside_groups
 from specedge_p2p.identity.keys import Identity
 from specedge_p2p.plural import counted
-from specedge_p2p.version import software_version
+from specedge_p2p.version import add_version
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,18 +41,7 @@ identity_app = typer.Typer(no_args_is_help=True, help="Your key: who you are in 
 receipts_app = typer.Typer(no_args_is_help=True, help="What coordinators signed that they owe you.")
 app.add_typer(identity_app, name="identity")
 app.add_typer(receipts_app, name="receipts")
-
-
-@app.callback(invoke_without_command=True)
-def root(
-    *,
-    show_version: Annotated[
-        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)
-    ] = False,
-) -> None:
-    if show_version:
-        print(software_version("specedge-node"))
-        raise typer.Exit
+add_version(app, "specedge-node")
 
 
 @app.command()
