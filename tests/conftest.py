@@ -9,7 +9,7 @@ _SLOW_MACHINE = [HealthCheck.too_slow]
 
 settings.register_profile("dev", max_examples=50, deadline=None)
 settings.register_profile(
-    "ci", max_examples=100, deadline=None, derandomize=True, suppress_health_check=_SLOW_MACHINE
+    "ci", max_examples=50, deadline=None, derandomize=True, suppress_health_check=_SLOW_MACHINE
 )
 settings.register_profile(
     "soak", max_examples=500, deadline=None, suppress_health_check=_SLOW_MACHINE

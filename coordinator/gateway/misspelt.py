@@ -11,6 +11,8 @@ from pydantic_core import PydanticCustomError
 
 OWN_FIELDS = ("volunteers", "specedge")
 """Fields that no other server has: who sees a prompt, and what is told of who helped."""
+CLIENTS_OWN = "extra_body"
+"""In which OpenAI's Python client is given such fields; it does not send this name itself."""
 LIKENESS = 0.8
 """From here on, by difflib, a name is taken for a misspelt one: `volunteer` has 0.95."""
 MAX_CHARS = 32
@@ -20,11 +22,17 @@ MAX_FIELDS = 256
 
 
 def refuse_misspelt(names: Iterable[str]) -> None:
-    """Raises PydanticCustomError where an unknown name looks like one of `OWN_FIELDS`."""
+    """Raises PydanticCustomError where an unknown name stands for one of `OWN_FIELDS`."""
     for name in names:
         if len(name) > MAX_CHARS:
             continue
-        meant = get_close_matches(name.lower(), OWN_FIELDS, n=1, cutoff=LIKENESS)
-        if meant:
-            text = f"unknown field '{name}': did you mean '{meant[0]}'?"
+        hint = "put what is in it beside 'model'" if name == CLIENTS_OWN else _did_you_mean(name)
+        if hint:
+            text = f"unknown field '{name}': {hint}"
             raise PydanticCustomError("unknown_parameter", "{text}", {"param": name, "text": text})
+
+
+def _did_you_mean(name: str) -> str:
+    """Empty where it is not like any."""
+    meant = get_close_matches(name.lower(), OWN_FIELDS, n=1, cutoff=LIKENESS)
+    return f"did you mean '{meant[0]}'?" if meant else ""

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 import httpx
 import msgspec
@@ -37,12 +38,25 @@ class Endpoints(msgspec.Struct, frozen=True):
     database: str
 
 
+class Process(Protocol):
+    """What is asked of a started process; `trio.Process` has it."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    def poll(self) -> int | None: ...
+    def send_signal(self, sig: signal.Signals) -> None: ...
+    def kill(self) -> None: ...
+    async def wait(self) -> int: ...
+
+
 @dataclass(slots=True)
 class Child:
     """A started process and its log."""
 
     name: str
-    process: trio.Process
+    process: Process
     log_path: Path
 
     def ending(self) -> str:

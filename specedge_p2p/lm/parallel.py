@@ -16,6 +16,7 @@ import atexit
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -59,6 +60,8 @@ FAILED = "specedge-rank-failed: "
 CLOSE_WAIT_S = 3.0
 GRACE_S = 30.0
 """How long the leader may take to find out by itself that a follower could not load its share."""
+REASON_WAIT_S = 1.0
+"""How long a follower's end may take to be known after the forward that it broke."""
 
 Result = TypeVar("Result")
 
@@ -138,6 +141,13 @@ class Followers:
         """The ranks are out of step, or one has ended."""
         if not self._is_closing:
             self._on_loss(text)
+
+    def lose_forward(self, error: BaseException) -> None:
+        """A forward failed in the leader; if a follower ended, its watcher says so first."""
+        until_s = time.monotonic() + REASON_WAIT_S
+        for watcher in self._watchers:
+            watcher.join(max(0.0, until_s - time.monotonic()))
+        self.lose(f"a forward failed in the leader: {error!r}")
 
     def close(self) -> None:
         """End the followers and wait for their end."""
@@ -239,7 +249,7 @@ class ParallelModel(WrappedModel):
             # What is refused before a row is written comes from nothing; all else happened here.
             is_refused = isinstance(error, ValueError | OutOfCache) and error.__cause__ is None
             if not is_refused:
-                self.followers.lose(f"a forward failed in the leader: {error!r}")
+                self.followers.lose_forward(error)
             raise
 
 

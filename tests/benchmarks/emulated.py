@@ -9,12 +9,13 @@ from pathlib import Path
 
 import httpx
 
-from specedge_p2p.demo.processes import Network, NetworkPlan, running_network, spawn, until_joined
+from specedge_p2p.demo.processes import Network, NetworkPlan, running_network, until_joined
 from specedge_p2p.identity.keys import Identity
 from specedge_p2p.overlay.libp2p_host import open_overlay
 from specedge_p2p.overlay.sample import SampleError, fetch_sample
 from tests.benchmarks.clients import LoadPlan, Served, Workload, serve_all
 from tests.benchmarks.figures import MOST_LATE
+from tests.benchmarks.prestarted import spawn_prestarted
 from tests.benchmarks.servings import NetworkSpec, NodeGroup, Serving
 
 MOST_TRIES = 2
@@ -151,7 +152,8 @@ async def running(spec: NetworkSpec, folder: Path) -> AsyncIterator[Network]:
                 *group.arguments,
             ]
             command = ["node.cli", "join", *arguments]
-            network.add(await spawn(f"node {number}", command, folder / f"node-{number}.log"), home)
+            log_path = folder / f"node-{number}.log"
+            network.add(spawn_prestarted(f"node {number}", command, log_path), home)
         await until_joined(network, spec.num_nodes)
         yield network
 

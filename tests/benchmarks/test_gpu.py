@@ -1,13 +1,13 @@
 """The GPU's benchmark in miniature; its figures say nothing, so none is judged."""
 
-import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from specedge_p2p.lm.runner import TransformersModel
-from tests.benchmarks import engine_sections, gpu
+from tests.benchmarks import engine_sections, gpu, gpu_round
 from tests.benchmarks.engine import EngineEffort
 from tests.benchmarks.gpu import TINY, GpuFigures, bench_on, check, lines, measure
 from tests.benchmarks.gpu_round import measure_round
@@ -49,15 +49,30 @@ def test_every_check_is_measured() -> None:
 def test_all_that_the_host_does_before_the_device_is_left_alone_is_a_gap(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A device that computes 30 ms longer than it is launched makes a step longer, and no gap."""
+    """What a device computes after all was launched makes a step longer, and no gap.
 
-    def compute(model: TransformersModel) -> None:
-        ends_s = time.perf_counter() + 0.03
-        model.while_busy(lambda: time.perf_counter() >= ends_s)
+    The clock goes on by 1 ms whenever somebody looks at it, and by 30 while the device computes.
+    """
+    now_s = 0.0
 
-    monkeypatch.setattr(TransformersModel, "_let_others_work", compute)
+    def look() -> float:
+        nonlocal now_s
+        now_s += 1e-3
+        return now_s
+
+    def finish() -> bool:
+        nonlocal now_s
+        now_s += 30e-3
+        return True
+
+    monkeypatch.setattr(gpu_round, "time", SimpleNamespace(perf_counter=look, monotonic=look))
+    monkeypatch.setattr(
+        TransformersModel, "_let_others_work", lambda model: model.while_busy(finish)
+    )
     done = measure_round(Subject(TINY, BENCH, 64 * BENCH.context), 2, 4)
-    assert 0 < done.gap_ms <= done.time_ms - 30
+    # begun, launched; computed, over
+    assert done.time_ms - done.gap_ms == pytest.approx(31)
+    assert 2 <= done.gap_ms <= 20
 
 
 def test_a_level_is_timed_with_its_children(monkeypatch: pytest.MonkeyPatch) -> None:

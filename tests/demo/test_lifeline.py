@@ -1,16 +1,14 @@
 """What the demo starts and makes does not outlive it, even when it is killed."""
 
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
 from specedge_p2p.demo.folder import passing_folder
 from tests.support.network import until
+from tests.support.programs import is_there, program, said
 
 STARTER = """
 import sys, trio
@@ -34,32 +32,13 @@ with passing_folder("specedge-test-") as folder:
 """
 
 
-@contextmanager
-def program(text: str, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    command = [sys.executable, "-c", text, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def said(process: "subprocess.Popen[str]") -> list[str]:
-    assert process.stdout is not None
-    return process.stdout.readline().split()
-
-
-def is_there(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-
-
 def is_folder(path: Path) -> bool:
     return path.is_dir()
 
 
 async def test_a_child_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
     log = tmp_path / "child.log"
-    with program(STARTER, str(log)) as starter:
+    with program([sys.executable, "-c", STARTER, str(log)]) as starter:
         child = psutil.Process(int(said(starter)[0]))
 
         async def serves() -> bool:
@@ -75,7 +54,7 @@ async def test_a_child_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
 
 
 async def test_a_folder_goes_with_the_last_who_holds_it() -> None:
-    with program(HOLDER) as holder:
+    with program([sys.executable, "-c", HOLDER]) as holder:
         pid, name = said(holder)
         child, folder = psutil.Process(int(pid)), Path(name)
         assert is_folder(folder)

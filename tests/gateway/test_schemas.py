@@ -86,6 +86,12 @@ def test_law6_privacy_a_misspelt_field_of_our_own_is_refused(name: str) -> None:
             schema.model_validate(body | {name: "none"})
 
 
+def test_law6_privacy_what_a_client_should_have_unpacked_is_refused() -> None:
+    body = PROMPT | {"extra_body": {"volunteers": "none"}}
+    with pytest.raises(ValidationError, match="put what is in it beside 'model'"):
+        CompletionRequest.model_validate(body)
+
+
 def test_law6_privacy_volunteers_do_not_go_into_the_extension() -> None:
     with pytest.raises(ValidationError, match="not permitted"):
         ChatRequest.model_validate(CHAT | {"specedge": {"volunteers": "none"}})

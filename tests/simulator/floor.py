@@ -102,11 +102,14 @@ def judge(drawn: DrawnWorld, book: TraceBook) -> Judged:
 
 
 def judge_all(
-    seeds: Iterable[int], book: TraceBook, say: Callable[[Judged], None] | None = None
+    seeds: Iterable[int],
+    book: TraceBook,
+    say: Callable[[Judged], None] | None = None,
+    turns: int = TURNS,
 ) -> list[Judged]:
     judged = []
     for seed in seeds:
-        judged.append(judge(drawn_world(seed), book))
+        judged.append(judge(drawn_world(seed, turns), book))
         if say is not None:
             say(judged[-1])
     return judged

@@ -14,7 +14,6 @@ from tests.simulator.measured import (
 from tests.simulator.traces import demo_book
 
 SOME = (
-    "a100-32b/T0.7/s8/plain",
     "a100-32b/T0.7/s8/ours",
     "big-70b/T0.7/s8/ours",
     "h200-14b/T0.7/s8/2x4",

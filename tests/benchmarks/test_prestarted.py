@@ -1,0 +1,75 @@
+"""Nodes of a benchmark are processes like others, though they are forked."""
+
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.benchmarks.prestarted import spawn_prestarted
+from tests.support.network import until
+from tests.support.programs import is_there, program, said
+
+SERVER = ["http.server", "--bind", "127.0.0.1", "0"]
+STARTER = """
+import sys, trio
+from pathlib import Path
+from tests.benchmarks.prestarted import spawn_prestarted
+child = spawn_prestarted("a child", sys.argv[2:], Path(sys.argv[1]))
+print(child.process.pid, flush=True)
+trio.run(trio.sleep_forever)
+"""
+
+
+async def test_it_has_a_log_a_session_and_an_ending_of_its_own(tmp_path: Path) -> None:
+    child = spawn_prestarted("a child", SERVER, tmp_path / "child.log")
+    process = psutil.Process(child.process.pid)
+
+    async def serves() -> bool:
+        child.check()
+        return bool(process.net_connections())
+
+    await until(serves, "the child runs")
+    assert process.pid != psutil.Process().pid
+    child.process.send_signal(signal.SIGINT)
+    assert await child.process.wait() == 0
+    assert child.ending() == "code 0: Keyboard interrupt received, exiting."
+
+
+@pytest.mark.parametrize(
+    ("command", "ending"),
+    [
+        (["node.cli", "join", "--threads", "none"], "code 2: "),
+        (["no.such.module"], "code 1: "),
+    ],
+)
+async def test_what_it_cannot_run_is_told(tmp_path: Path, command: list[str], ending: str) -> None:
+    child = spawn_prestarted("a child", command, tmp_path / "child.log")
+    await child.process.wait()
+    assert child.ending().startswith(ending)
+    child.process.kill()
+
+
+async def test_a_killed_one_says_so(tmp_path: Path) -> None:
+    child = spawn_prestarted("a child", SERVER, tmp_path / "child.log")
+    child.process.kill()
+    assert await child.process.wait() < 0
+    assert child.ending() == "killed by SIGKILL"
+
+
+async def test_it_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
+    log = tmp_path / "child.log"
+    with program([sys.executable, "-c", STARTER, str(log), *SERVER]) as starter:
+        child = psutil.Process(int(said(starter)[0]))
+
+        async def serves() -> bool:
+            assert is_there(child), log.read_text()
+            return bool(child.net_connections())
+
+        async def has_left() -> bool:
+            return not is_there(child)
+
+        await until(serves, "the child runs")
+        starter.send_signal(signal.SIGKILL)
+        await until(has_left, "the child is gone", 20)
