@@ -33,15 +33,14 @@ check: $(VENV)/.ready  ## format, lint, types, architecture
 	$(RUN)/lint-imports
 
 PURE_TESTS := tests/test_noise.py tests/test_gain.py tests/tree tests/wire tests/scheduler tests/ledger/test_credit.py tests/engine/test_packing.py
-# What runs whole networks has the machine to itself: it comes last, one by one.
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
+COVERED := --cov --cov-report=term-missing:skip-covered --cov-fail-under=100
 
 test: $(VENV)/.ready  ## all tests; the pure core must be covered to the last branch
 	@.ci/system-packages test
-	$(RUN)/python -m coverage run -m pytest -q $(PURE_TESTS) $(ARGS)
-	$(RUN)/python -m coverage report --skip-covered --fail-under=100
-	$(RUN)/python -m pytest -q -m "not soak" $(PARALLEL) $(addprefix --ignore=,tests/e2e $(PURE_TESTS)) $(ARGS)
-	$(RUN)/python -m pytest -q -m "not soak" tests/e2e $(ARGS)
+	$(RUN)/python -m pytest -q $(PARALLEL) $(COVERED) $(PURE_TESTS) $(ARGS)
+	$(RUN)/python -m pytest -q -m "not soak and not alone" $(PARALLEL) $(addprefix --ignore=,$(PURE_TESTS)) $(ARGS)
+	$(RUN)/python -m pytest -q -m "alone and not soak" $(ARGS)
 
 bench: $(VENV)/.ready  ## benchmarks: make bench ARGS="pipeline --json FILE"
 	$(RUN)/python -m tests.benchmarks $(ARGS)

@@ -30,7 +30,7 @@ from tests.benchmarks.table import (
     rich_table,
 )
 
-NUM_REPEATS = 3
+NUM_REPEATS = 2
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 

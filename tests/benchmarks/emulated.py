@@ -15,8 +15,8 @@ from specedge_p2p.overlay.libp2p_host import open_overlay
 from specedge_p2p.overlay.sample import SampleError, fetch_sample
 from tests.benchmarks.clients import LoadPlan, Served, Workload, serve_all
 from tests.benchmarks.figures import MOST_LATE
-from tests.benchmarks.prestarted import spawn_prestarted
 from tests.benchmarks.servings import NetworkSpec, NodeGroup, Serving
+from tests.support.prestarted import spawn_prestarted
 
 MOST_TRIES = 2
 SAMPLE_TRIES = 10

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import mean
+from statistics import mean, median
 from typing import Literal
 
 from tests.benchmarks.clients import Served
@@ -27,6 +27,8 @@ class Row:
         late_share: of the padded forwards, engine and nodes together, the larger of the two.
         used_share: of the engine's padded time that was really used.
         drafts: draft models of the nodes.
+        num_runs: of which these figures are the medians.
+        spread: largest less smallest tokens per second of those runs, as a share of the median.
     """
 
     name: str
@@ -44,6 +46,19 @@ class Row:
     late_share: float
     used_share: float
     drafts: tuple[str, ...] = ()
+    num_runs: int = 1
+    spread: float = 0.0
+
+
+MEDIANS = (
+    "tokens_per_s",
+    "itl_ms",
+    "p95_gap_ms",
+    "tokens_per_engine_ms",
+    "share_by_nodes",
+    "share_by_ngram",
+    "used_share",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +149,28 @@ def run_of(row: Row, served: Sequence[Served], stretch: float) -> Run:
         {s.job.number: s.decode_s / stretch for s in served},
         {s.job.number: s.num_tokens for s in served},
     )
+
+
+def pooled(runs: Sequence[Run]) -> Run:
+    """Several runs of one serving as one: medians, of the row and of every job.
+
+    Runs with late forwards count only where there is no other; then the verdict is refused.
+    """
+    kept = [run for run in runs if run.row.late_share <= MOST_LATE] or list(runs)
+    rows = [run.row for run in kept]
+    rates = [row.tokens_per_s for row in rows]
+    row = replace(
+        rows[0],
+        **{name: median(getattr(row, name) for row in rows) for name in MEDIANS},
+        stretch=max(row.stretch for row in rows),
+        late_share=max(row.late_share for row in rows),
+        drafts=tuple(sorted({draft for row in rows for draft in row.drafts})),
+        num_runs=len(rows),
+        spread=(max(rates) - min(rates)) / median(rates),
+    )
+    jobs = sorted(set.intersection(*(set(run.decode_s) for run in kept)))
+    decode_s = {job: median(run.decode_s[job] for run in kept) for job in jobs}
+    return Run(row, decode_s, {job: kept[0].num_tokens[job] for job in jobs})
 
 
 def ratio(over: Run, against: Run) -> tuple[float, float]:

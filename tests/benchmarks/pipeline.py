@@ -13,6 +13,7 @@ from tests.benchmarks.figures import (
     Run,
     judge,
     percentile,
+    pooled,
     run_of,
     tokens_per_s,
 )
@@ -30,7 +31,7 @@ class Effort:
     Args:
         num_jobs: requests per serving, each with a prompt of its own; at least one a session.
         num_tokens: of each.
-        num_repeats: rounds over all servings, interleaved; the median one counts.
+        num_repeats: rounds over all servings, interleaved.
         only: part of the names of the cells to run; empty: all.
     """
 
@@ -89,17 +90,13 @@ async def measure(
 
 
 def _figures(cells: Sequence[Cell], found: Mapping[str, Sequence[Run]]) -> Figures:
-    runs = {name: _median(several) for name, several in found.items()}
+    runs = {name: pooled(several) for name, several in found.items()}
     checks = [judge(spec, runs) for cell in cells for spec in cell.checks]
     return Figures(
         tuple(run.row for run in runs.values()),
         tuple(c for c in checks if c is not None),
         tuple(run for several in found.values() for run in several),
     )
-
-
-def _median(runs: Sequence[Run]) -> Run:
-    return sorted(runs, key=lambda run: run.row.tokens_per_s)[(len(runs) - 1) // 2]
 
 
 def _run(measured: Measured) -> Run:

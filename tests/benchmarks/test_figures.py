@@ -14,6 +14,7 @@ from tests.benchmarks.figures import (
     Run,
     judge,
     percentile,
+    pooled,
     ratio,
     tokens_per_s,
 )
@@ -65,6 +66,31 @@ def test_more_sessions_in_flight_count_as_such() -> None:
         run("capped", {0: 3.0, 1: 3.0}, num_sessions=24), run("alone", {0: 1.5, 1: 1.5})
     )
     assert value == pytest.approx(1.5)
+
+
+def test_of_several_runs_the_median_of_every_job_counts() -> None:
+    runs = [run("a", {0: 1.0, 1: 2.0}), run("a", {0: 3.0, 1: 2.5}), run("a", {0: 2.0, 1: 9.0})]
+    rates = sorted(one.row.tokens_per_s for one in runs)
+    both = pooled(runs)
+    assert both.decode_s == {0: 2.0, 1: 2.5}
+    assert both.row.tokens_per_s == rates[1]
+    assert both.row.spread == pytest.approx((rates[2] - rates[0]) / rates[1])
+    assert both.row.num_runs == 3
+    assert pooled(runs[:1]) == runs[0]
+    assert pooled(runs[:2]).decode_s == {0: 2.0, 1: 2.25}
+
+
+def test_a_run_with_late_forwards_counts_only_where_there_is_no_other() -> None:
+    good, bad = run("a", {0: 1.0}), late(run("a", {0: 9.0}), 2 * MOST_LATE)
+    assert pooled([bad, good]) == good
+    assert pooled([bad]) == bad
+
+
+def test_nodes_that_chose_otherwise_in_another_run_did_not_choose_the_best() -> None:
+    small, large = run("a", {0: 1.0}), run("a", {0: 1.0})
+    small = replace(small, row=replace(small.row, drafts=("small",)))
+    large = replace(large, row=replace(large.row, drafts=("large",)))
+    assert pooled([small, large]).row.drafts == ("large", "small")
 
 
 def test_the_best_alternative_counts() -> None:

@@ -51,6 +51,7 @@ def number(value: object) -> float:
     return float(value)
 
 
+@pytest.mark.alone
 async def test_two_nodes() -> None:
     arguments = ("--nodes", "2", "--max-tokens", "96", "--temperature", "0.7", "--seed", "7")
     result = await demo(*arguments, "--step-floor", "0.04")
@@ -90,6 +91,7 @@ def postgres() -> Iterator[PostgresServer]:
         yield server
 
 
+@pytest.mark.alone
 async def test_with_the_ledger_on_postgresql(postgres: PostgresServer) -> None:
     url = postgres.create_database()
     arguments = ("--nodes", "1", "--max-tokens", "48", "--step-floor", "0.02")
@@ -131,9 +133,11 @@ def processes_of(demo: Child, module: str) -> list[psutil.Process]:
     return [child for child in descendants(demo) if module in child.cmdline()]
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-async def test_stays_up_until_a_signal(tmp_path: Path, ending: signal.Signals) -> None:
-    async with staying_demo(tmp_path, "--port", "0") as child:
+@pytest.mark.parametrize(("ending", "num_nodes"), [(signal.SIGINT, 1), (signal.SIGTERM, 0)])
+async def test_stays_up_until_a_signal(
+    tmp_path: Path, ending: signal.Signals, num_nodes: int
+) -> None:
+    async with staying_demo(tmp_path, "--port", "0", "--nodes", str(num_nodes)) as child:
         folder = home_in(join_line(child)).parent
         assert folder.is_dir()
         child.process.send_signal(ending)

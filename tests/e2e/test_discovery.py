@@ -15,7 +15,7 @@ from specedge_p2p.overlay.discovery import KnownCoordinators, find_coordinators
 from specedge_p2p.overlay.libp2p_host import open_overlay
 from tests.support.network import Coordinator, Node, Site, running_site, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.alone]
 
 FIND_S = 10.0
 

@@ -32,7 +32,7 @@ from tests.support.network import (
     until,
 )
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.alone]
 
 SAMPLING = Sampling(max_tokens=160, temperature=0.7, seed=7)
 STEP_FLOOR = ("--step-floor", "0.04")

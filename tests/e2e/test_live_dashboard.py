@@ -11,7 +11,7 @@ from specedge_p2p.demo.client import PROMPTS, Sampling
 from tests.support.browser import Seen, browsing, has_no_horizontal_scroll, needs_chromium
 from tests.support.network import generate, running_site
 
-pytestmark = [pytest.mark.e2e, needs_chromium]
+pytestmark = [pytest.mark.e2e, pytest.mark.alone, needs_chromium]
 
 SCREENSHOT = os.environ.get("SPECEDGE_SCREENSHOT")
 """Where to put a picture of the page, for the documentation."""

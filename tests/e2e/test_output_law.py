@@ -24,7 +24,7 @@ from tests.support.network import (
     token_ids,
 )
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.alone]
 
 SEED = 11
 MAX_TOKENS = 32

@@ -64,7 +64,7 @@ def test_a_signal_ends_it_cleanly_and_soon(tmp_path: Path, number: int) -> None:
         started = time.monotonic()
         process.send_signal(number)
         _, rest = process.communicate(timeout=20)
-        assert time.monotonic() - started < 4  # 2 s on a machine that is not busy with tests
+        assert time.monotonic() - started < 10  # 2 s on a machine that is not busy with tests
     finally:
         process.kill()
         process.wait()

@@ -26,7 +26,10 @@ BACK_S = 0.8
 """A link that was dropped is there again after so long, in the mean: a node's first pause is 0.5 to
 1 s (`node.link.backoff_s`), and then it has to say hello."""
 LEAST_JOBS = 16
-TOKENS_PER_SESSION = 700
+WARM_UP_TOKENS = 24
+"""Of each session, in the mean, as in the benchmark (`LoadPlan`)."""
+NUM_ROUNDS = 3
+"""So often every job is served: all count alike, since some texts are harder than others."""
 MOST_ERROR = 0.08
 """Of the simulator beside real processes, which also take what the emulated devices do not."""
 
@@ -92,7 +95,6 @@ def world_of(serving: Serving) -> WorldPlan:
         engine_draft=DRAFTS[options.pop("--engine-draft")] if "--engine-draft" in options else "",
         tree=_tree(tree),
         lockstep=Lockstep.parse(lockstep) if lockstep else None,
-        num_tokens=TOKENS_PER_SESSION * serving.num_sessions,
         is_prefill_free=False,
     )
     if unknown := set(options) - {"--no-ngram"}:
@@ -103,9 +105,11 @@ def world_of(serving: Serving) -> WorldPlan:
 def compare(row: Measured, serving: Serving, book: TraceBook) -> Compared:
     """Simulate a row. Raises NotSimulated."""
     plan = world_of(serving)
-    num_jobs = max(LEAST_JOBS, plan.num_sessions)
-    jobs = replace(book, traces=book.at(plan.temperature)[:num_jobs])
-    world = World(plan, jobs)
+    jobs = book.at(plan.temperature)[: max(LEAST_JOBS, plan.num_sessions)]
+    num_warm_up = WARM_UP_TOKENS * plan.num_sessions
+    num_tokens = num_warm_up + NUM_ROUNDS * sum(trace.num_new for trace in jobs)
+    plan = replace(plan, num_tokens=num_tokens, warm_up=num_warm_up / num_tokens)
+    world = World(plan, replace(book, traces=jobs))
     result = world.run()
     assert not world.wrong
     return Compared(row.name, row.tokens_per_s, plan.num_sessions / result.itl_s)

@@ -18,6 +18,7 @@ import trio
 from specedge_p2p.demo.client import Batch, Sampling, run_batch
 from specedge_p2p.demo.processes import Child, Endpoints, read_endpoints, spawn, stop
 from specedge_p2p.identity.keys import Identity
+from tests.support.prestarted import spawn_prestarted
 
 START_S = 120.0
 """Longest wait for a process on a busy machine; torch alone takes seconds to import."""
@@ -144,17 +145,25 @@ class Site:
     async def start_again(self, coordinator: Coordinator) -> Coordinator:
         return await self._serve(coordinator.home, coordinator.arguments)
 
-    async def node(self, name: str, coordinator: Coordinator | None, *arguments: str) -> Node:
+    async def node(
+        self,
+        name: str,
+        coordinator: Coordinator | None,
+        *arguments: str,
+        is_prestarted: bool = True,
+    ) -> Node:
         """Start a node that is told of a coordinator; it joins in its own time."""
         home = self.folder / name
         told = () if coordinator is None else ("--coordinator", coordinator.address)
-        command = ["node.cli", "join", "--home", str(home), "--threads", "1", *told]
-        return Node(home, await self.spawn(name, [*command, *arguments]))
+        command = ["node.cli", "join", "--home", str(home), "--threads", "1", *told, *arguments]
+        if not is_prestarted:
+            return Node(home, await self.spawn(name, command))
+        self.children.append(spawn_prestarted(name, command, self._log_path(name)))
+        return Node(home, self.children[-1])
 
     async def spawn(self, name: str, command: Sequence[str], pass_fds: Sequence[int] = ()) -> Child:
         """Start any Python module that ends well on SIGINT."""
-        log_path = self.folder / f"{name}-{len(self.children)}.log"
-        child = await spawn(name, command, log_path, pass_fds)
+        child = await spawn(name, command, self._log_path(name), pass_fds)
         self.children.append(child)
         return child
 
@@ -172,6 +181,9 @@ class Site:
         codes = {child.name: child.process.returncode for child in running}
         assert set(codes.values()) <= {0}, f"{codes}, logs in {self.folder}"
         assert not alive, f"left behind: {alive}"
+
+    def _log_path(self, name: str) -> Path:
+        return self.folder / f"{name}-{len(self.children)}.log"
 
     async def _serve(self, home: Path, arguments: tuple[str, ...]) -> Coordinator:
         read_fd, write_fd = os.pipe()

@@ -1,4 +1,4 @@
-"""Nodes of a benchmark are processes like others, though they are forked."""
+"""Prestarted processes are like others, though they are forked."""
 
 import signal
 import sys
@@ -7,15 +7,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.benchmarks.prestarted import spawn_prestarted
 from tests.support.network import until
+from tests.support.prestarted import spawn_prestarted
 from tests.support.programs import is_there, program, said
 
 SERVER = ["http.server", "--bind", "127.0.0.1", "0"]
 STARTER = """
 import sys, trio
 from pathlib import Path
-from tests.benchmarks.prestarted import spawn_prestarted
+from tests.support.prestarted import spawn_prestarted
 child = spawn_prestarted("a child", sys.argv[2:], Path(sys.argv[1]))
 print(child.process.pid, flush=True)
 trio.run(trio.sleep_forever)

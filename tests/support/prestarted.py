@@ -1,8 +1,8 @@
 """Processes that begin with everything imported: forks of one that has done it once.
 
 A benchmark starts hundreds of nodes, eight at a time on two cores, and what each would import takes
-them longer than many a measurement. Each is still a process of its own, with its own arguments, log
-and end; only the seconds before its first line are saved.
+them longer than many a measurement; the end-to-end tests start dozens. Each is still a process of
+its own, with its own arguments, log and end; only the seconds before its first line are saved.
 """
 
 import multiprocessing
