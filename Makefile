@@ -55,4 +55,4 @@ format: $(VENV)/.ready  ## format the code
 	$(RUN)/ruff check --fix .
 
 clean:  ## remove what make made
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

@@ -11,8 +11,9 @@ from pydantic_core import PydanticCustomError
 
 OWN_FIELDS = ("volunteers", "specedge")
 """Fields that no other server has: who sees a prompt, and what is told of who helped."""
-CLIENTS_OWN = "extra_body"
-"""In which OpenAI's Python client is given such fields; it does not send this name itself."""
+CLIENTS_OWN = "extrabody"
+"""`extra_body` by whatever spelling, in which OpenAI's Python client is given such fields; it does
+not send this name itself."""
 LIKENESS = 0.8
 """From here on, by difflib, a name is taken for a misspelt one: `volunteer` has 0.95."""
 MAX_CHARS = 32
@@ -26,7 +27,8 @@ def refuse_misspelt(names: Iterable[str]) -> None:
     for name in names:
         if len(name) > MAX_CHARS:
             continue
-        hint = "put what is in it beside 'model'" if name == CLIENTS_OWN else _did_you_mean(name)
+        is_wrapper = name.lower().replace("_", "") == CLIENTS_OWN
+        hint = "put what is in it beside 'model'" if is_wrapper else _did_you_mean(name)
         if hint:
             text = f"unknown field '{name}': {hint}"
             raise PydanticCustomError("unknown_parameter", "{text}", {"param": name, "text": text})

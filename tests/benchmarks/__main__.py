@@ -57,7 +57,7 @@ def pipeline(
         bool, typer.Option("--resume", help="Go on with what the --json file holds already.")
     ] = False,
     repeat: Annotated[
-        bool, typer.Option("--all", help=f"Every cell {NUM_REPEATS} times, interleaved; medians.")
+        bool, typer.Option("--all", help=f"Every cell {NUM_REPEATS} times, interleaved; means.")
     ] = False,
 ) -> None:
     """Tokens per second with volunteers against every way of doing without them."""

@@ -67,6 +67,9 @@ class Served:
             self.num_by_guesser[name] = self.num_by_guesser.get(name, 0) + 1
 
 
+WARM_UP_TOKENS = 48
+
+
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
     """How a mode is loaded.
@@ -86,7 +89,7 @@ class LoadPlan:
     num_sessions: int
     temperature: float
     volunteers: str = "any"
-    warm_up_tokens: int = 48
+    warm_up_tokens: int = WARM_UP_TOKENS
 
 
 async def serve_all(gateway: str, plan: LoadPlan) -> list[Served]:

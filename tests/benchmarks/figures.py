@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import mean, median
+from statistics import harmonic_mean, mean
 from typing import Literal
 
 from tests.benchmarks.clients import Served
@@ -27,8 +27,8 @@ class Row:
         late_share: of the padded forwards, engine and nodes together, the larger of the two.
         used_share: of the engine's padded time that was really used.
         drafts: draft models of the nodes.
-        num_runs: of which these figures are the medians.
-        spread: largest less smallest tokens per second of those runs, as a share of the median.
+        num_runs: of which these figures are the means.
+        spread: largest less smallest tokens per second of those runs, as a share of the mean.
     """
 
     name: str
@@ -50,8 +50,7 @@ class Row:
     spread: float = 0.0
 
 
-MEDIANS = (
-    "tokens_per_s",
+MEANS = (
     "itl_ms",
     "p95_gap_ms",
     "tokens_per_engine_ms",
@@ -152,25 +151,31 @@ def run_of(row: Row, served: Sequence[Served], stretch: float) -> Run:
 
 
 def pooled(runs: Sequence[Run]) -> Run:
-    """Several runs of one serving as one: medians, of the row and of every job.
+    """Several runs of one serving as one: every job takes its mean time, so that ratios of jobs are
+    those of rates.
 
-    Runs with late forwards count only where there is no other; then the verdict is refused.
+    Runs with late forwards count only where there is no other, and then the verdict is refused;
+    runs of fewer jobs (`--quick`) only where there is none of more.
     """
-    kept = [run for run in runs if run.row.late_share <= MOST_LATE] or list(runs)
+    num_jobs = max(len(run.decode_s) for run in runs)
+    whole = [run for run in runs if len(run.decode_s) == num_jobs]
+    kept = [run for run in whole if run.row.late_share <= MOST_LATE] or whole
     rows = [run.row for run in kept]
     rates = [row.tokens_per_s for row in rows]
+    means = {name: mean(getattr(row, name) for row in rows) for name in MEANS}
+    rate = harmonic_mean(rates)
     row = replace(
         rows[0],
-        **{name: median(getattr(row, name) for row in rows) for name in MEDIANS},
+        **means,
+        tokens_per_s=rate,
         stretch=max(row.stretch for row in rows),
         late_share=max(row.late_share for row in rows),
         drafts=tuple(sorted({draft for row in rows for draft in row.drafts})),
         num_runs=len(rows),
-        spread=(max(rates) - min(rates)) / median(rates),
+        spread=(max(rates) - min(rates)) / rate,
     )
-    jobs = sorted(set.intersection(*(set(run.decode_s) for run in kept)))
-    decode_s = {job: median(run.decode_s[job] for run in kept) for job in jobs}
-    return Run(row, decode_s, {job: kept[0].num_tokens[job] for job in jobs})
+    decode_s = {job: mean(run.decode_s[job] for run in kept) for job in kept[0].decode_s}
+    return Run(row, decode_s, kept[0].num_tokens)
 
 
 def ratio(over: Run, against: Run) -> tuple[float, float]:

@@ -43,7 +43,7 @@ class Effort:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Rows are medians of runs."""
+    """Rows are means of runs."""
 
     rows: tuple[Row, ...]
     checks: tuple[Check, ...]

@@ -68,22 +68,24 @@ def test_more_sessions_in_flight_count_as_such() -> None:
     assert value == pytest.approx(1.5)
 
 
-def test_of_several_runs_the_median_of_every_job_counts() -> None:
-    runs = [run("a", {0: 1.0, 1: 2.0}), run("a", {0: 3.0, 1: 2.5}), run("a", {0: 2.0, 1: 9.0})]
-    rates = sorted(one.row.tokens_per_s for one in runs)
-    both = pooled(runs)
-    assert both.decode_s == {0: 2.0, 1: 2.5}
-    assert both.row.tokens_per_s == rates[1]
-    assert both.row.spread == pytest.approx((rates[2] - rates[0]) / rates[1])
-    assert both.row.num_runs == 3
-    assert pooled(runs[:1]) == runs[0]
-    assert pooled(runs[:2]).decode_s == {0: 2.0, 1: 2.25}
+def test_of_several_runs_the_mean_of_every_job_counts() -> None:
+    runs = [run("a", {0: 1.0, 1: 2.0}), run("a", {0: 3.0, 1: 2.5})]
+    both, other = pooled(runs), run("b", {0: 5.0, 1: 1.0})
+    assert both.decode_s == {0: 2.0, 1: 2.25}
+    assert both.row.tokens_per_s == pytest.approx(tokens_per_s(8, [(64, 2.0), (64, 2.25)]))
+    assert ratio(both, other)[0] == pytest.approx(both.row.tokens_per_s / other.row.tokens_per_s)
+    rates = [one.row.tokens_per_s for one in runs]
+    assert both.row.spread == pytest.approx((rates[0] - rates[1]) / both.row.tokens_per_s)
+    assert both.row.num_runs == 2
+    alone = pooled(runs[:1])
+    assert (alone.decode_s, alone.row.num_runs, alone.row.spread) == (runs[0].decode_s, 1, 0.0)
 
 
-def test_a_run_with_late_forwards_counts_only_where_there_is_no_other() -> None:
-    good, bad = run("a", {0: 1.0}), late(run("a", {0: 9.0}), 2 * MOST_LATE)
-    assert pooled([bad, good]) == good
-    assert pooled([bad]) == bad
+def test_a_run_with_late_forwards_or_fewer_jobs_counts_only_where_there_is_no_other() -> None:
+    good, bad = run("a", {0: 1.0, 1: 2.0}), late(run("a", {0: 9.0, 1: 9.0}), 2 * MOST_LATE)
+    assert pooled([bad, good, run("a", {0: 9.0})]).decode_s == good.decode_s
+    assert pooled([bad]).row.late_share == 2 * MOST_LATE
+    assert pooled([bad, run("a", {0: 9.0})]).row.late_share == 2 * MOST_LATE
 
 
 def test_nodes_that_chose_otherwise_in_another_run_did_not_choose_the_best() -> None:

@@ -1,14 +1,20 @@
 """Prestarted processes are like others, though they are forked."""
 
+import os
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 import pytest
 
+from specedge_p2p.demo.processes import Child
 from tests.support.network import until
-from tests.support.prestarted import spawn_prestarted
+from tests.support.prestarted import PRELOADED, spawn_prestarted
 from tests.support.programs import is_there, program, said
 
 SERVER = ["http.server", "--bind", "127.0.0.1", "0"]
@@ -22,18 +28,32 @@ trio.run(trio.sleep_forever)
 """
 
 
-async def test_it_has_a_log_a_session_and_an_ending_of_its_own(tmp_path: Path) -> None:
-    child = spawn_prestarted("a child", SERVER, tmp_path / "child.log")
+@asynccontextmanager
+async def serving(log_path: Path) -> AsyncIterator[Child]:
+    child = spawn_prestarted("a child", SERVER, log_path)
     process = psutil.Process(child.process.pid)
 
     async def serves() -> bool:
         child.check()
         return bool(process.net_connections())
 
-    await until(serves, "the child runs")
-    assert process.pid != psutil.Process().pid
-    child.process.send_signal(signal.SIGINT)
-    assert await child.process.wait() == 0
+    try:
+        await until(serves, "the child runs")
+        yield child
+    finally:
+        child.process.kill()
+
+
+def test_what_is_imported_beforehand_exists() -> None:
+    assert all(find_spec(name) for name in PRELOADED)
+
+
+async def test_it_has_a_log_a_session_and_an_ending_of_its_own(tmp_path: Path) -> None:
+    async with serving(tmp_path / "child.log") as child:
+        assert os.getsid(child.process.pid) == child.process.pid
+        child.process.send_signal(signal.SIGINT)
+        assert await child.process.wait() == 0
+        child.process.send_signal(signal.SIGINT)
     assert child.ending() == "code 0: Keyboard interrupt received, exiting."
 
 
@@ -52,9 +72,10 @@ async def test_what_it_cannot_run_is_told(tmp_path: Path, command: list[str], en
 
 
 async def test_a_killed_one_says_so(tmp_path: Path) -> None:
-    child = spawn_prestarted("a child", SERVER, tmp_path / "child.log")
-    child.process.kill()
-    assert await child.process.wait() < 0
+    async with serving(tmp_path / "child.log") as child:
+        child.process.kill()
+        child.process.kill()
+        assert await child.process.wait() == -signal.SIGKILL
     assert child.ending() == "killed by SIGKILL"
 
 
@@ -67,9 +88,19 @@ async def test_it_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
             assert is_there(child), log.read_text()
             return bool(child.net_connections())
 
-        async def has_left() -> bool:
-            return not is_there(child)
-
         await until(serves, "the child runs")
         starter.send_signal(signal.SIGKILL)
-        await until(has_left, "the child is gone", 20)
+        await until(partial(is_gone, child), "the child is gone", 20)
+
+
+async def test_it_ends_when_its_starter_fails(tmp_path: Path) -> None:
+    """Which waits for its children at its end."""
+    failing = STARTER.replace("trio.run(trio.sleep_forever)", "raise SystemExit(3)")
+    with program([sys.executable, "-c", failing, str(tmp_path / "log"), *SERVER]) as starter:
+        child = psutil.Process(int(said(starter)[0]))
+        await until(partial(is_gone, child), "the child is gone", 20)
+        assert starter.wait(20) == 3
+
+
+async def is_gone(process: psutil.Process) -> bool:
+    return not is_there(process)

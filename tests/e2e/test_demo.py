@@ -133,11 +133,9 @@ def processes_of(demo: Child, module: str) -> list[psutil.Process]:
     return [child for child in descendants(demo) if module in child.cmdline()]
 
 
-@pytest.mark.parametrize(("ending", "num_nodes"), [(signal.SIGINT, 1), (signal.SIGTERM, 0)])
-async def test_stays_up_until_a_signal(
-    tmp_path: Path, ending: signal.Signals, num_nodes: int
-) -> None:
-    async with staying_demo(tmp_path, "--port", "0", "--nodes", str(num_nodes)) as child:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+async def test_stays_up_until_a_signal(tmp_path: Path, ending: signal.Signals) -> None:
+    async with staying_demo(tmp_path, "--port", "0") as child:
         folder = home_in(join_line(child)).parent
         assert folder.is_dir()
         child.process.send_signal(ending)

@@ -86,10 +86,11 @@ def test_law6_privacy_a_misspelt_field_of_our_own_is_refused(name: str) -> None:
             schema.model_validate(body | {name: "none"})
 
 
-def test_law6_privacy_what_a_client_should_have_unpacked_is_refused() -> None:
-    body = PROMPT | {"extra_body": {"volunteers": "none"}}
-    with pytest.raises(ValidationError, match="put what is in it beside 'model'"):
-        CompletionRequest.model_validate(body)
+@pytest.mark.parametrize("name", ["extra_body", "extraBody", "Extra_Body"])
+def test_law6_privacy_what_a_client_should_have_unpacked_is_refused(name: str) -> None:
+    for body, schema in ((CHAT, ChatRequest), (PROMPT, CompletionRequest)):
+        with pytest.raises(ValidationError, match="put what is in it beside 'model'"):
+            schema.model_validate(body | {name: {"volunteers": "none"}})
 
 
 def test_law6_privacy_volunteers_do_not_go_into_the_extension() -> None:

@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 
 from coordinator.engine.models import load_models
 from coordinator.engine.settings import EngineSettings
+from specedge_p2p.lm import parallel
 from specedge_p2p.lm.kv_memory import KvMemory
 from specedge_p2p.lm.loader import load_model
 from specedge_p2p.lm.parallel import Followers, ParallelModel, ParallelSettings
@@ -144,6 +145,32 @@ def test_the_leader_ends_when_ranks_are_out_of_step(
     code, lines = lead(settings, script)
     assert code == LOST
     assert text in lines[1]["lost"]
+
+
+LEAVES = "import sys, time; sys.stdin.buffer.read(1); time.sleep(0.2); sys.exit(3)"
+STAYS = "import sys; sys.stdin.buffer.read()"
+
+
+@pytest.mark.parametrize(
+    ("follower", "said"),
+    [
+        (LEAVES, "rank 1 of the target model ended with exit code 3"),
+        (STAYS, "a forward failed in the leader: RuntimeError('reset by peer')"),
+    ],
+)
+def test_a_forward_that_a_follower_broke_is_not_called_the_leaders(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, follower: str, said: str
+) -> None:
+    """What breaks in the leader is known before the end of the process that broke it."""
+    monkeypatch.setattr(parallel, "COMMAND", (sys.executable, "-c", follower))
+    lost: list[str] = []
+    followers = Followers(ParallelSettings("some/model", 2), "cpu", tmp_path, lost.append)
+    try:
+        followers.tell_now(DropSequence(1))
+        followers.lose_forward(RuntimeError("reset by peer"))
+    finally:
+        followers.close()
+    assert lost[0] == said
 
 
 @pytest.mark.e2e

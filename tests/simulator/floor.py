@@ -102,14 +102,11 @@ def judge(drawn: DrawnWorld, book: TraceBook) -> Judged:
 
 
 def judge_all(
-    seeds: Iterable[int],
-    book: TraceBook,
-    say: Callable[[Judged], None] | None = None,
-    turns: int = TURNS,
+    seeds: Iterable[int], book: TraceBook, say: Callable[[Judged], None] | None = None
 ) -> list[Judged]:
     judged = []
     for seed in seeds:
-        judged.append(judge(drawn_world(seed, turns), book))
+        judged.append(judge(drawn_world(seed), book))
         if say is not None:
             say(judged[-1])
     return judged

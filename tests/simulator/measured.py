@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from coordinator.scheduler.plan import FixedTree
 from coordinator.settings import Lockstep
 from tests.benchmarks.cells import all_cells
+from tests.benchmarks.clients import WARM_UP_TOKENS
 from tests.benchmarks.figures import MOST_LATE
 from tests.benchmarks.servings import NodeGroup, Serving
 from tests.simulator.events import LinkQuality
@@ -26,10 +27,8 @@ BACK_S = 0.8
 """A link that was dropped is there again after so long, in the mean: a node's first pause is 0.5 to
 1 s (`node.link.backoff_s`), and then it has to say hello."""
 LEAST_JOBS = 16
-WARM_UP_TOKENS = 24
-"""Of each session, in the mean, as in the benchmark (`LoadPlan`)."""
 NUM_ROUNDS = 3
-"""So often every job is served: all count alike, since some texts are harder than others."""
+"""As many tokens are counted as all jobs have so many times: hard texts count as much as others."""
 MOST_ERROR = 0.08
 """Of the simulator beside real processes, which also take what the emulated devices do not."""
 
@@ -106,7 +105,8 @@ def compare(row: Measured, serving: Serving, book: TraceBook) -> Compared:
     """Simulate a row. Raises NotSimulated."""
     plan = world_of(serving)
     jobs = book.at(plan.temperature)[: max(LEAST_JOBS, plan.num_sessions)]
-    num_warm_up = WARM_UP_TOKENS * plan.num_sessions
+    # In the benchmark the sessions' first jobs rise in length up to the longest (`LoadPlan`).
+    num_warm_up = WARM_UP_TOKENS * (plan.num_sessions + 1) // 2
     num_tokens = num_warm_up + NUM_ROUNDS * sum(trace.num_new for trace in jobs)
     plan = replace(plan, num_tokens=num_tokens, warm_up=num_warm_up / num_tokens)
     world = World(plan, replace(book, traces=jobs))

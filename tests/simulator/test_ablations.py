@@ -11,7 +11,7 @@ from tests.simulator.traces import demo_book
 
 
 def test_the_order_of_rows_and_shared_noise_are_worth_what_they_should() -> None:
-    checks = ablations(demo_book(), num_tokens=1024)
+    checks = ablations(demo_book(), num_tokens=1536)
     assert [check.name for check in checks] == ["order", "noise/T0.7", "noise/T1"]
     for check in checks:
         assert check.value > max(1.0, check.bound - 2 * check.error), check

@@ -2,14 +2,17 @@
 
 A benchmark starts hundreds of nodes, eight at a time on two cores, and what each would import takes
 them longer than many a measurement; the end-to-end tests start dozens. Each is still a process of
-its own, with its own arguments, log and end; only the seconds before its first line are saved.
+its own, with its own arguments, log and end; only the seconds before its first line are saved, and
+those of leaving the interpreter. Its environment is that of the first start.
 """
 
+import atexit
 import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -20,7 +23,12 @@ import trio
 from specedge_p2p.demo import lifeline
 from specedge_p2p.demo.processes import Child
 
-PRELOADED = ("node.main", "specedge_p2p.lm.loader", "transformers.models.llama.modeling_llama")
+PRELOADED = (
+    "node.cli",
+    "node.main",
+    "specedge_p2p.lm.loader",
+    "transformers.models.llama.modeling_llama",
+)
 """What a node loads at its start and when it loads its draft model. No thread is started by it."""
 STDIN, STDOUT, STDERR = 0, 1, 2
 
@@ -42,7 +50,8 @@ class PrestartedProcess:
 
     def send_signal(self, sig: signal.Signals) -> None:
         if self.poll() is None:
-            os.kill(self.pid, sig)
+            with suppress(ProcessLookupError):  # it is gone before its exit code is here
+                os.kill(self.pid, sig)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
@@ -54,8 +63,9 @@ class PrestartedProcess:
 
 
 def spawn_prestarted(name: str, command: Sequence[str], log_path: Path) -> Child:
-    """As `specedge_p2p.demo.processes.spawn`, within a second."""
+    """As `specedge_p2p.demo.processes.spawn`, within a second but for the first."""
     log_path.parent.mkdir(parents=True, exist_ok=True)
+    log_path.write_bytes(b"")
     server, starter_lives = _server()
     process = server.Process(target=_become, args=(tuple(command), str(log_path), starter_lives))
     process.start()
@@ -67,7 +77,9 @@ def _server() -> tuple[ForkServerContext, "Connection[None, None]"]:
     """And the reading end of a pipe whose other one is open as long as this process lives."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(list(PRELOADED))
-    read_fd, _ = os.pipe()
+    read_fd, write_fd = os.pipe()
+    # Before multiprocessing waits for all of them, which leave when they see this.
+    atexit.register(os.close, write_fd)
     return server, Connection(read_fd, writable=False)
 
 
