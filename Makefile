@@ -33,7 +33,7 @@ check: $(VENV)/.ready  ## format, lint, types, architecture
 	$(RUN)/lint-imports
 
 PURE_TESTS := tests/test_noise.py tests/test_gain.py tests/tree tests/wire tests/scheduler tests/ledger/test_credit.py tests/engine/test_packing.py
-PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
+PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 COVERED := --cov --cov-report=term-missing:skip-covered --cov-fail-under=100
 
 test: $(VENV)/.ready  ## all tests; the pure core must be covered to the last branch
