@@ -111,10 +111,10 @@ async def test_what_volunteers_bring_is_measured(autojump_clock: MockClock) -> N
     async with running_swarm(swarm_settings(0.5), [draft()], ENDLESS) as swarm:
         async with trio.open_nursery() as nursery:
             for client in range(3):
-                nursery.start_soon(ask_many, swarm, client, 17)
+                nursery.start_soon(ask_many, swarm, client, 20)
         load = swarm.coordinator.load
         got = load.benefit.estimate()
-        assert got.num_drafted + got.num_holdouts == 51
+        assert got.num_drafted + got.num_holdouts == 60
         assert got.num_holdouts == load.num_holdouts >= 24
         assert got.low is not None
         assert got.low > 1.1  # a good draft model

@@ -159,6 +159,7 @@ def default_port_taken() -> Iterator[None]:
         yield
 
 
+@pytest.mark.alone
 async def test_the_last_lines_can_be_pasted_and_nodes_may_end(tmp_path: Path) -> None:
     with default_port_taken():
         async with staying_demo(tmp_path) as child:
