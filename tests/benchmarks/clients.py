@@ -68,6 +68,8 @@ class Served:
 
 
 WARM_UP_TOKENS = 48
+"""Every client first serves a job of at most so many tokens, unmeasured: long enough for costs and
+rates to be learned. They differ in length, so that the sessions do not march in step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +82,12 @@ class LoadPlan:
         num_sessions: requests in flight.
         temperature: of all requests.
         volunteers: who may draft.
-        warm_up_tokens: every client first serves a job of at most so many tokens, unmeasured: long
-            enough for costs and rates to be learned. They differ in length, so that the sessions
-            do not march in step.
     """
 
     jobs: tuple[Job, ...]
     num_sessions: int
     temperature: float
     volunteers: str = "any"
-    warm_up_tokens: int = WARM_UP_TOKENS
 
 
 async def serve_all(gateway: str, plan: LoadPlan) -> list[Served]:
@@ -104,7 +102,7 @@ async def serve_all(gateway: str, plan: LoadPlan) -> list[Served]:
         async def run(place: int) -> None:
             share = (place + 1) / plan.num_sessions
             job = plan.jobs[-1 - place % len(plan.jobs)]
-            await _serve(client, _body(model, job, plan, round(plan.warm_up_tokens * share)), job)
+            await _serve(client, _body(model, job, plan, round(WARM_UP_TOKENS * share)), job)
             while True:
                 number, is_measured = next(order)
                 job = plan.jobs[number]

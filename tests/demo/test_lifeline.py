@@ -8,7 +8,7 @@ import psutil
 
 from specedge_p2p.demo.folder import passing_folder
 from tests.support.network import until
-from tests.support.programs import is_there, program, said
+from tests.support.programs import is_there, program, said, until_gone, until_serving
 
 STARTER = """
 import sys, trio
@@ -40,17 +40,9 @@ async def test_a_child_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
     log = tmp_path / "child.log"
     with program([sys.executable, "-c", STARTER, str(log)]) as starter:
         child = psutil.Process(int(said(starter)[0]))
-
-        async def serves() -> bool:
-            assert is_there(child), log.read_text()
-            return bool(child.net_connections())
-
-        async def has_left() -> bool:
-            return not is_there(child)
-
-        await until(serves, "the child runs")
+        await until_serving(child, log)
         starter.send_signal(signal.SIGKILL)
-        await until(has_left, "the child is gone", 20)
+        await until_gone(child)
 
 
 async def test_a_folder_goes_with_the_last_who_holds_it() -> None:

@@ -5,7 +5,6 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,9 +12,8 @@ import psutil
 import pytest
 
 from specedge_p2p.demo.processes import Child
-from tests.support.network import until
 from tests.support.prestarted import PRELOADED, spawn_prestarted
-from tests.support.programs import is_there, program, said
+from tests.support.programs import program, said, until_gone, until_serving
 
 SERVER = ["http.server", "--bind", "127.0.0.1", "0"]
 STARTER = """
@@ -31,14 +29,8 @@ trio.run(trio.sleep_forever)
 @asynccontextmanager
 async def serving(log_path: Path) -> AsyncIterator[Child]:
     child = spawn_prestarted("a child", SERVER, log_path)
-    process = psutil.Process(child.process.pid)
-
-    async def serves() -> bool:
-        child.check()
-        return bool(process.net_connections())
-
     try:
-        await until(serves, "the child runs")
+        await until_serving(psutil.Process(child.process.pid), log_path)
         yield child
     finally:
         child.process.kill()
@@ -83,14 +75,9 @@ async def test_it_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
     log = tmp_path / "child.log"
     with program([sys.executable, "-c", STARTER, str(log), *SERVER]) as starter:
         child = psutil.Process(int(said(starter)[0]))
-
-        async def serves() -> bool:
-            assert is_there(child), log.read_text()
-            return bool(child.net_connections())
-
-        await until(serves, "the child runs")
+        await until_serving(child, log)
         starter.send_signal(signal.SIGKILL)
-        await until(partial(is_gone, child), "the child is gone", 20)
+        await until_gone(child)
 
 
 async def test_it_ends_when_its_starter_fails(tmp_path: Path) -> None:
@@ -98,9 +85,5 @@ async def test_it_ends_when_its_starter_fails(tmp_path: Path) -> None:
     failing = STARTER.replace("trio.run(trio.sleep_forever)", "raise SystemExit(3)")
     with program([sys.executable, "-c", failing, str(tmp_path / "log"), *SERVER]) as starter:
         child = psutil.Process(int(said(starter)[0]))
-        await until(partial(is_gone, child), "the child is gone", 20)
+        await until_gone(child)
         assert starter.wait(20) == 3
-
-
-async def is_gone(process: psutil.Process) -> bool:
-    return not is_there(process)

@@ -17,6 +17,7 @@ from specedge_p2p.demo.processes import Child
 from specedge_p2p.demo.run import DEFAULT_PORT
 from tests.support.network import descendants, run_python, running_site, until
 from tests.support.postgres import PostgresServer, postgres_or_skip
+from tests.support.programs import is_there
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -221,7 +222,6 @@ async def test_nothing_outlives_a_killed_demo(tmp_path: Path) -> None:
         await child.process.wait()
 
         async def is_clean() -> bool:
-            left = [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-            return not left and not folder.exists()
+            return not any(is_there(process) for process in family) and not folder.exists()
 
         await until(is_clean, "coordinator, engine, node and folder are gone", 30)

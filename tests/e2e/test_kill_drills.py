@@ -31,6 +31,7 @@ from tests.support.network import (
     token_ids,
     until,
 )
+from tests.support.programs import is_there
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.alone]
 
@@ -201,7 +202,7 @@ async def test_law5_receipt_and_streams_outlive_a_killed_coordinator(
 
 def has_left(process: psutil.Process) -> Callable[[], Awaitable[bool]]:
     async def gone() -> bool:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        return not is_there(process)
 
     return gone
 

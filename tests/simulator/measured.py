@@ -105,7 +105,7 @@ def compare(row: Measured, serving: Serving, book: TraceBook) -> Compared:
     """Simulate a row. Raises NotSimulated."""
     plan = world_of(serving)
     jobs = book.at(plan.temperature)[: max(LEAST_JOBS, plan.num_sessions)]
-    # In the benchmark the sessions' first jobs rise in length up to the longest (`LoadPlan`).
+    # In the benchmark the sessions' first jobs rise in length up to the longest.
     num_warm_up = WARM_UP_TOKENS * (plan.num_sessions + 1) // 2
     num_tokens = num_warm_up + NUM_ROUNDS * sum(trace.num_new for trace in jobs)
     plan = replace(plan, num_tokens=num_tokens, warm_up=num_warm_up / num_tokens)

@@ -4,7 +4,7 @@ import pytest
 
 from tests.simulator.measured import (
     MOST_ERROR,
-    Compared,
+    Measured,
     NotSimulated,
     compare,
     measured_rows,
@@ -48,5 +48,7 @@ def test_a_serving_says_what_is_simulated() -> None:
 
 
 def test_an_error_is_a_share_of_what_was_measured() -> None:
-    assert Compared("x", 100.0, 109.0).error == pytest.approx(0.09)
-    assert Compared("x", 100.0, 91.0).error == pytest.approx(-0.09)
+    row = Measured("a100-32b/T0.7/s8/plain", 100.0)
+    compared = compare(row, servings()[row.name], demo_book())
+    assert compared.error == pytest.approx(compared.simulated / 100.0 - 1.0)
+    assert abs(compared.error) > MOST_ERROR, "an engine of half the speed would be noticed"

@@ -3,8 +3,11 @@
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
+
+from tests.support.network import until
 
 
 @contextmanager
@@ -25,3 +28,24 @@ def said(process: "subprocess.Popen[str]") -> list[str]:
 
 def is_there(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def said_in(log_path: Path) -> str:
+    return log_path.read_text("utf-8", "replace")
+
+
+async def until_serving(process: psutil.Process, log_path: Path) -> None:
+    """Until it listens."""
+
+    async def serves() -> bool:
+        assert is_there(process), said_in(log_path)
+        return bool(process.net_connections())
+
+    await until(serves, "the process serves")
+
+
+async def until_gone(process: psutil.Process) -> None:
+    async def is_gone() -> bool:
+        return not is_there(process)
+
+    await until(is_gone, "the process is gone", 20)
