@@ -173,7 +173,6 @@ class EngineChild:
                 self._deferred.append(message)
 
     def _step(self) -> None:
-        ends_s = self._clock() + self._step_floor_s
         self._is_stepping = True
         *failures, done = self._core.step_next()
         self._is_stepping = False
@@ -182,7 +181,7 @@ class EngineChild:
         while self._deferred:
             self._take(self._deferred.popleft())
         if self._step_floor_s and done.num_forward_rows:
-            self.idle(ends_s)
+            self.idle(done.started_s + self._step_floor_s)
             done = msgspec.structs.replace(done, ended_s=self._clock())
         if self._device is not None:
             done = with_tally(done, self._device.tally)
