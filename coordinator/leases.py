@@ -15,6 +15,7 @@ from coordinator.node_link import NodeLink
 from coordinator.reputation import Reputation
 from coordinator.scheduler.factors import Factors
 from coordinator.scheduler.matching import MAX_DRAFTERS, Assignment, Matching
+from coordinator.scheduler.rests import LEAST_SHARE
 from coordinator.sessions import Committed, Session, Sessions
 from specedge_p2p.names import LeaseId, PeerId
 from specedge_p2p.wire.build import split_verdict
@@ -74,6 +75,10 @@ class Leases:
             for lease in self._book.of_session(session)
             if lease.node is not None
         ]
+
+    def rest_s(self, peer_id: PeerId) -> float:
+        """For how long a node still gets no session, because its guesses do not pay."""
+        return self._reputation.rest_s(peer_id, self._clock())
 
     def drafting_peers(self, session: Session) -> tuple[PeerId, ...]:
         return tuple(lease.peer_id for lease in self._book.active(session))
@@ -267,7 +272,14 @@ class Leases:
                 node, session_no = lease.node, lease.session_no
                 self._detach(lease)
                 self._book.remove(lease)
-                node.post(Close(session_no, "another node drafts for it"))
+                node.post(Close(session_no, *self._why_dismissed(peer_id)))
+
+    def _why_dismissed(self, peer_id: PeerId) -> tuple[str, float]:
+        """In words, and for how long the node rests."""
+        rest_s = self.rest_s(peer_id)
+        if rest_s:
+            return f"fewer than {LEAST_SHARE:.0%} of its sessions' tokens were its guesses", rest_s
+        return "another node drafts for it", 0.0
 
     def _detach(self, lease: Lease) -> None:
         if lease.node is not None:

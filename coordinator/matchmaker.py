@@ -130,7 +130,7 @@ class Matchmaker:
     def _offer(self, node: NodeLink) -> NodeOffer:
         is_allowed = node.peer_id in self._allowed
         num_sessions = self._book.num_sessions(node.peer_id)
-        return self._reputation.offer(node, num_sessions, is_allowed=is_allowed)
+        return self._reputation.offer(node, num_sessions, self._clock(), is_allowed=is_allowed)
 
 
 def _without_node(needs: Sequence[SessionNeed], matching: Matching) -> list[SessionNeed]:

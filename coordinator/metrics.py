@@ -27,6 +27,11 @@ class NetworkCollector(Collector):
 def _network(network: NetworkView) -> Iterator[Metric]:
     yield from _gauges(
         ("nodes", "Connected nodes", len(network.nodes)),
+        (
+            "nodes_resting",
+            "Nodes that get no session for a while, because their guesses do not pay",
+            sum(node.rest_s > 0 for node in network.nodes),
+        ),
         ("sessions", "Live sessions", len(network.sessions)),
         ("engine_ready", "1 while the engine serves", int(network.engine_is_ready)),
         ("engine_busy_ratio", "Share of the last seconds in a step", network.engine_busy),

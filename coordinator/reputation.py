@@ -10,11 +10,10 @@ from coordinator.node_link import NodeLink
 from coordinator.scheduler.factors import Factors
 from coordinator.scheduler.needs import PATIENCE_S, Drafter
 from coordinator.scheduler.places import NodeOffer, shared_level_s, typical_gain
+from coordinator.scheduler.rests import Rests
 from coordinator.scheduler.standing import Standings
 from specedge_p2p.names import PeerId
 
-USELESS_TREES = 200
-"""So many trees in a row that nobody could believe, and a node counts as useless."""
 STALL_S, STALL_LEVELS = 0.1, 8
 """An answer that takes longer than the link explains by this much, or so many levels, stalled."""
 LATE_S, LATE_LEVELS = 0.3, 20
@@ -32,6 +31,7 @@ class Reputation:
         self._standings: Standings[PeerId] = Standings()
         self._draft_standings: Standings[bytes] = Standings()
         """Of all nodes with the same draft model: the belief in one that is new."""
+        self._rests: Rests[PeerId] = Rests()
         self.step_time_s = step_time_s
 
     def observe_step(self, step_time_s: float) -> None:
@@ -54,11 +54,9 @@ class Reputation:
         num_accepted = sum(lease.source in (token.source, token.second) for token in result.sources)
         level_time_s = _level_time_s(node, num_sessions)
         predicted = typical_gain(level_time_s, node.round_trip_s, self.step_time_s)
-        is_present = seen is not None or num_accepted > 0
-        self._standings.observe_round(node.peer_id, num_accepted, predicted, is_present=is_present)
-        self._draft_standings.observe_round(
-            fingerprint, num_accepted, predicted, is_present=is_present
-        )
+        self._standings.observe_round(node.peer_id, num_accepted, predicted)
+        self._draft_standings.observe_round(fingerprint, num_accepted, predicted)
+        self._rests.observe(node.peer_id, num_accepted, len(result.token_ids), now_s)
 
     def observe_answer(self, lease: Lease, num_sessions: int, now_s: float) -> None:
         """A proposal came of a node that has so many sessions."""
@@ -82,7 +80,13 @@ class Reputation:
         """What the engine shall believe of the node's probabilities."""
         return self._factors.source(lease.source, lease.peer_id, node.hello.model_fingerprint)
 
-    def offer(self, node: NodeLink, num_sessions: int, *, is_allowed: bool = False) -> NodeOffer:
+    def rest_s(self, peer_id: PeerId, now_s: float) -> float:
+        """For how long the node still rests, because its guesses do not pay; 0 where they do."""
+        return self._rests.rest_s(peer_id, now_s)
+
+    def offer(
+        self, node: NodeLink, num_sessions: int, now_s: float, *, is_allowed: bool = False
+    ) -> NodeOffer:
         """The node as matching sees it."""
         key, fingerprint = node.peer_id, node.hello.model_fingerprint
         return NodeOffer(
@@ -96,8 +100,7 @@ class Reputation:
             draft=self._factors.draft(fingerprint),
             skill=self._standings.skill(key, self._draft_standings.skill(fingerprint)),
             stall_share=self._standings.stall_share(key),
-            is_useless=self._standings.is_dead(key)
-            or self._factors.num_low_trees(key) >= USELESS_TREES,
+            is_resting=self.rest_s(key, now_s) > 0.0,
         )
 
     def has_time_to_grow(self, node: NodeLink) -> bool:

@@ -116,6 +116,7 @@ class Status:
             connected_s=self._clock() - node.connected_s,
             num_drafted=node.num_drafted,
             num_accepted=node.num_accepted,
+            rest_s=self._leases.rest_s(node.peer_id),
         )
 
     def _session(self, session: Session) -> SessionView:

@@ -73,8 +73,6 @@ def join(
     """
     console = Console(stderr=True)
     _log_to(console, verbose=options.verbose)
-    if priority == "low":
-        yield_to_others()
     with _one_line_failures(interrupted=0), _cursor_back(console):
         settings = replace(
             options.settings(),
@@ -88,6 +86,8 @@ def join(
             report=report,
             drafting=drafting,
         )
+        if priority == "low":
+            yield_to_others()
         trio.run(run_node, settings, console)
 
 

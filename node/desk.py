@@ -6,6 +6,7 @@ and names it in the drafter, and a number on the current link that dies with the
 the two together after a reconnect.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -28,6 +29,8 @@ from specedge_p2p.wire.messages import (
     Verdict,
     Welcome,
 )
+
+log = logging.getLogger(__name__)
 
 
 class Room(Protocol):
@@ -120,8 +123,8 @@ class Desk:
                     session = self._sessions.get(session_no)
                     if session is not None and session.is_drafting:
                         self._drafter.tune(session.handle, wishes)
-                case Close(session_no=session_no):
-                    self._close(session_no)
+                case Close():
+                    self._end(message)
                 case Refuse(lease_id=lease_id):
                     self._drop_lease(lease_id)
                 case Drain():
@@ -219,6 +222,11 @@ class Desk:
         if session is not None:
             self._drafter.close(session.handle)
             self._leases.pop(session.opened.lease_id, None)
+
+    def _end(self, message: Close) -> None:
+        self._close(message.session_no)
+        if message.rest_s and not self._sessions:  # it is said with each of them
+            log.info("resting for %.0f s: too few of its guesses came true", message.rest_s)
 
     def _release(self, session: _Desk, reason: str) -> list[Release]:
         self._close(session.session_no)

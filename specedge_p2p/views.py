@@ -16,6 +16,8 @@ class NodeView:
     connected_s: float
     num_drafted: int
     num_accepted: int
+    rest_s: float = 0.0
+    """For so long it gets no session, because its guesses do not pay."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,6 @@ NUM_TREES_ON_TRIAL = 8
 """Trees that a new drafter is scored on before it is believed in full."""
 FACTOR_ON_TRIAL = 0.5
 MAX_ROWS_ON_TRIAL = 8
-LOW_FACTOR = 0.1
 
 
 @dataclass(slots=True)
@@ -37,8 +36,6 @@ class Factor:
     """Hits per prediction of one drafter, recent trees first."""
 
     num_trees: int = 0
-    num_low_trees: int = 0
-    """Trees in a row after which the factor was below LOW_FACTOR."""
     _hits: float = 0.0
     _predicted: float = 0.0
 
@@ -56,7 +53,6 @@ class Factor:
         self._hits = _KEPT * self._hits + is_hit
         self._predicted = _KEPT * self._predicted + min(1.0, max(0.0, predicted))
         self.num_trees += 1
-        self.num_low_trees = self.num_low_trees + 1 if self.value < LOW_FACTOR else 0
 
     def fade(self) -> None:
         """A step without a tree of it: what was seen counts a little less, and it gets a chance."""
@@ -170,10 +166,6 @@ class Factors:
     def num_trees(self, peer_id: PeerId) -> int:
         """How many trees of the node were judged."""
         return self._node(peer_id).num_trees
-
-    def num_low_trees(self, peer_id: PeerId) -> int:
-        """How many of its last trees left the node's factor below LOW_FACTOR, without a break."""
-        return self._node(peer_id).num_low_trees
 
     def _draft(self, fingerprint: bytes) -> Quality:
         known = self._drafts.entries.get(fingerprint)

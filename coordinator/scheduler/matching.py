@@ -8,7 +8,8 @@ what one draft model knows, so a second node with the same one would add nothing
 Nothing is dropped before what replaces it has been heard: a better node is opened beside the old
 one, and the old one goes in a later call, when the new one has proposed. Only where neither of two
 is heard, a third one takes the place of one of them at once; and where a session has none at all
-and nobody has room, it takes the second one of another session.
+and nobody has room, it takes the second one of another session. A node whose guesses do not pay
+rests (`rests.py`): it is dropped whether anybody takes its place or not.
 """
 
 from collections.abc import Sequence
@@ -99,7 +100,7 @@ class _Matcher:
 
     def run(self, num_with_room: int) -> Matching:
         for session in self._sessions:
-            self._dismiss_useless(session)
+            self._dismiss_resting(session)
         for session in self._sessions:
             self._dismiss_surplus(session)
         self._seconds = self._find_seconds()
@@ -123,11 +124,9 @@ class _Matcher:
 
     # --- who goes --------------------------------------------------------------------------------
 
-    def _dismiss_useless(self, session: SessionNeed) -> None:
-        """A useless node keeps one session, to show whether it has become better."""
+    def _dismiss_resting(self, session: SessionNeed) -> None:
         for drafter in self._present[session.session_id]:
-            node = self._places.node(drafter.peer_id)
-            if node.is_useless and self._places.num_sessions(node.peer_id) > 1:
+            if self._places.node(drafter.peer_id).is_resting:
                 self._dismiss(session, drafter)
 
     def _dismiss_surplus(self, session: SessionNeed) -> None:
@@ -142,18 +141,14 @@ class _Matcher:
             if place >= MAX_DRAFTERS or not (is_coming or self._is_pair(best, other)):
                 self._dismiss(session, other)
 
-    def _rank(self, drafter: Drafter) -> tuple[bool, bool, bool, float, PeerId]:
+    def _rank(self, drafter: Drafter) -> tuple[bool, bool, float, PeerId]:
         """The best first: heard and not late, then by what would be lost without it."""
-        node = self._places.node(drafter.peer_id)
-        worth = self._places.worth(node.peer_id)
-        is_silent = not drafter.has_proposed
-        return drafter.is_late, is_silent, node.is_useless, -worth, node.peer_id
+        worth = self._places.worth(drafter.peer_id)
+        return drafter.is_late, not drafter.has_proposed, -worth, drafter.peer_id
 
     def _is_pair(self, best: Drafter, other: Drafter) -> bool:
         """Whether two nodes of one session are worth more than one."""
         first, second = self._places.node(best.peer_id), self._places.node(other.peer_id)
-        if second.is_useless:
-            return False
         if max(first.stall_share, second.stall_share) > STALL_SHARE:
             return True
         enough = SECOND_SHARE / 2 * self._places.gain(first.peer_id)
@@ -199,8 +194,7 @@ class _Matcher:
             drafters = self._present[session.session_id]
             if len(drafters) >= MAX_DRAFTERS:
                 first, second = sorted(drafters, key=self._rank)[:2]
-                is_useless = self._places.node(second.peer_id).is_useless
-                if not is_useless and (first.has_proposed or not second.has_proposed):
+                if first.has_proposed or not second.has_proposed:
                     seconds.append((session, second))
         return sorted(seconds, key=lambda pair: (pair[1].has_proposed, pair[1].age_s))
 
@@ -212,7 +206,7 @@ class _Matcher:
         needs_standby = drafter.is_unheard or node.stall_share > STALL_SHARE
         if not needs_standby and not drafter.has_proposed:
             return
-        best = places.best(session.volunteers, taken, has_use=True)
+        best = places.best(session.volunteers, taken)
         if best is None:
             return
         if needs_standby:
@@ -227,14 +221,14 @@ class _Matcher:
     def _give_other_draft(self, session: SessionNeed, node: NodeOffer) -> None:
         """A node with another draft model, where one comes in time for that to add something."""
         taken = session.released_by | {node.peer_id}
-        other = self._places.best(session.volunteers, taken, has_use=True, not_draft=node.draft)
+        other = self._places.best(session.volunteers, taken, not_draft=node.draft)
         enough = SECOND_SHARE * self._places.gain(node.peer_id)
         if other is not None and self._places.marginal_gain(other.peer_id) >= enough:
             self._assign(session, other, is_standby=True)
 
     def _is_worth_a_move(self, to: NodeOffer, node: NodeOffer) -> bool:
         least = MOVE_FACTOR * self._places.worth(node.peer_id) + MOVE_TOKENS
-        return node.is_useless or self._places.marginal_gain(to.peer_id) > least
+        return self._places.marginal_gain(to.peer_id) > least
 
     def _replace_unheard(self, session: SessionNeed) -> None:
         """Where nobody is heard, somebody else gets the place of who is least likely to come."""
@@ -242,7 +236,7 @@ class _Matcher:
         if session.volunteers == "none" or not all(drafter.is_unheard for drafter in drafters):
             return
         taken = session.released_by.union(drafter.peer_id for drafter in drafters)
-        best = self._places.best(session.volunteers, taken, has_use=True)
+        best = self._places.best(session.volunteers, taken)
         if best is not None:
             self._dismiss(session, max(drafters, key=self._least_likely))
             self._assign(session, best, is_standby=True)

@@ -38,7 +38,7 @@ class NodeOffer:
         draft: number of its draft model.
         skill: what it brings, as a share of what is predicted of a typical draft model.
         stall_share: share of its levels that stalled.
-        is_useless: its guesses have long come to nothing; it gets one session at most, last.
+        is_resting: its guesses do not pay; it gets no session for a while.
     """
 
     peer_id: PeerId
@@ -51,18 +51,17 @@ class NodeOffer:
     draft: int = 0
     skill: float = 1.0
     stall_share: float = 0.0
-    is_useless: bool = False
+    is_resting: bool = False
 
     @property
     def room(self) -> int:
-        return min(1, self.max_sessions) if self.is_useless else self.max_sessions
+        return 0 if self.is_resting else self.max_sessions
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Place:
     """An entry of the index, best first; out of date when the node's sessions have changed."""
 
-    is_useless: bool
     loss: float
     num_sessions: int
     round_trip_s: float
@@ -120,7 +119,6 @@ class Places:
         volunteers: Volunteers,
         taken: frozenset[PeerId] = frozenset(),
         *,
-        has_use: bool = False,
         not_draft: int | None = None,
     ) -> NodeOffer | None:
         """The node with room where one more session gains most; None where there is none.
@@ -128,7 +126,6 @@ class Places:
         Args:
             volunteers: who may draft: "any" or "allowed".
             taken: nodes that do not come into question.
-            has_use: leave out useless nodes.
             not_draft: leave out this draft model, and look at the best few others only.
         """
         index = self._all if volunteers == "any" else self._allowed
@@ -140,8 +137,6 @@ class Places:
             if place.num_sessions != self._num_sessions[place.peer_id]:
                 heappop(index)
                 continue
-            if has_use and place.is_useless:
-                break
             if node.peer_id not in taken and node.draft != not_draft:
                 found = node
                 break
@@ -171,7 +166,6 @@ class Places:
     def _place(self, node: NodeOffer) -> _Place:
         num_sessions = self._num_sessions[node.peer_id]
         return _Place(
-            is_useless=node.is_useless,
             loss=-self._marginal_gain(node, num_sessions + 1) / (1 + CROWDED * num_sessions),
             num_sessions=num_sessions,
             round_trip_s=UNKNOWN_ROUND_TRIP_S if node.round_trip_s is None else node.round_trip_s,

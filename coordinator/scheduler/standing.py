@@ -16,26 +16,20 @@ LEAST_SKILL, MOST_SKILL = 0.02, 4.0
 LEVEL_MEMORY = 0.9998
 BELIEF_LEVELS = 300.0
 """One stall among fewer levels than this is an accident."""
-TRIAL_ROUNDS = 200
-"""Rounds after which a node may be called useless."""
-USELESS_PRESENCE = 0.02
-"""Share of its rounds at whose start a tree of the node was still alive."""
 
 
 @dataclass(slots=True)
 class _Standing:
-    num_rounds: int = 0
     weight: float = 0.0
     accepted: float = 0.0
     predicted: float = 0.0
-    present: float = 0.0
     levels: float = 0.0
     stalls: float = 0.0
 
 
 @dataclass(slots=True)
 class Standings(Generic[Key]):
-    """Per node: tokens brought against tokens predicted, trees alive on arrival, stalled levels.
+    """Per node: tokens brought against tokens predicted, and stalled levels.
 
     `common` is what all nodes together brought as a share of what was predicted: text that is hard
     to guess is no fault of a node.
@@ -49,23 +43,18 @@ class Standings(Generic[Key]):
     def common(self) -> float:
         return (self._accepted + BELIEF_ROUNDS) / (self._predicted + BELIEF_ROUNDS)
 
-    def observe_round(
-        self, key: Key, num_accepted: int, predicted: float, *, is_present: bool
-    ) -> None:
+    def observe_round(self, key: Key, num_accepted: int, predicted: float) -> None:
         """A step of a session for which the node drafts.
 
         Args:
             key: the node.
             num_accepted: tokens that were the node's.
             predicted: tokens that were predicted of it.
-            is_present: a tree of the node was alive when the step began.
         """
         standing = self._standing(key)
-        standing.num_rounds += 1
         standing.weight = MEMORY * standing.weight + 1.0
         standing.accepted = MEMORY * standing.accepted + num_accepted
         standing.predicted = MEMORY * standing.predicted + predicted
-        standing.present = MEMORY * standing.present + is_present
         kept = 1.0 - (1.0 - MEMORY) / 10  # all nodes together are remembered for longer
         self._accepted = kept * self._accepted + num_accepted
         self._predicted = kept * self._predicted + predicted
@@ -94,13 +83,6 @@ class Standings(Generic[Key]):
         """Share of the node's levels that stalled."""
         standing = self._known.get(key)
         return 0.0 if standing is None else standing.stalls / (standing.levels + BELIEF_LEVELS)
-
-    def is_dead(self, key: Key) -> bool:
-        """Whether the node's trees come too late for anything."""
-        standing = self._known.get(key)
-        if standing is None or standing.num_rounds < TRIAL_ROUNDS:
-            return False
-        return standing.present < USELESS_PRESENCE * standing.weight
 
     def _standing(self, key: Key) -> _Standing:
         """Most recently heard of last."""

@@ -106,7 +106,9 @@ const showNodes = (network) =>
   fill("nodes", network.nodes.map((/** @type {any} */ node) => [
     name(node.peer_id),
     { text: node.draft_model, title: node.draft_model },
-    number(`${node.num_sessions} / ${node.max_sessions}`),
+    node.rest_s > 0
+      ? { ...number(`rests ${ago(node.rest_s)}`), title: "too few of its guesses came true" }
+      : number(`${node.num_sessions} / ${node.max_sessions}`),
     number(milliseconds(node.round_trip_s)),
     number(milliseconds(node.level_time_s)),
     number(count(node.num_accepted)),

@@ -236,10 +236,14 @@ class Drain(Message, frozen=True, array_like=True, tag=40):
 
 
 class Close(Message, frozen=True, array_like=True, tag=41):
-    """A session ended."""
+    """A session ended.
+
+    rest_s: for so long the node gets no other one, because its guesses do not pay here.
+    """
 
     session_no: Ordinal
     reason: Text = ""
+    rest_s: Seconds = 0.0
 
 
 NodeMessage = Hello | Proposal | Pong | Capacity | Release | Resume | ReceiptRequest | Goodbye

@@ -9,6 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from coordinator.gateway.ports import FinishEvent, Volunteers
+from coordinator.scheduler.rests import FIRST_REST_S
 from specedge_p2p.overlay.memory import MemoryOverlay
 from specedge_p2p.wire.messages import (
     Capacity,
@@ -252,3 +253,26 @@ async def test_a_lease_expires(autojump_clock: MockClock) -> None:
             await node.greet(changed(HELLO, max_sessions=0))
             await node.say(Resume(opened.lease_id, opened.num_tokens))
             assert (await node.hear(Refuse)).code == "unknown_lease"
+
+
+async def test_a_node_whose_guesses_never_come_true_rests_and_is_tried_again(
+    autojump_clock: MockClock,
+) -> None:
+    async with drafting() as (swarm, overlay), dialled(swarm, overlay) as node:
+        await node.greet()
+        opened = await node.hear_session()
+        number, end = opened.session_no, opened.num_tokens
+        await node.say(proposal([2], [0], session_no=number, base_position=end))
+        closed = await node.hear(Close)
+        assert closed.session_no == number
+        assert closed.rest_s == pytest.approx(FIRST_REST_S, abs=0.5)
+        assert "fewer than 5% of its sessions' tokens were its guesses" in closed.reason
+        (view,) = swarm.coordinator.status.network().nodes
+        assert view.num_sessions == 0
+        assert view.rest_s == pytest.approx(FIRST_REST_S, abs=0.5)
+        rested_s = trio.current_time()
+        again = await node.hear_session()
+        assert trio.current_time() - rested_s == pytest.approx(FIRST_REST_S, abs=1.0)
+        assert again.num_tokens > opened.num_tokens
+        closed = await node.hear(Close)
+        assert closed.rest_s == pytest.approx(2 * FIRST_REST_S, abs=0.5)

@@ -1,12 +1,17 @@
 """The live network as Prometheus reads it."""
 
+from functools import partial
+
 import pytest
+import trio
 from prometheus_client import CollectorRegistry, generate_latest
 from trio.testing import MockClock
 
 from coordinator.engine.messages import Preempted, StepDone
 from coordinator.metrics import NetworkCollector
 from coordinator.scheduler.benefit import Estimate
+from specedge_p2p.wire.messages import Close
+from tests.support.links import proposal
 from tests.support.scripted_node import scripted_node
 from tests.support.swarm import ENDLESS, Swarm, running_swarm
 
@@ -31,6 +36,7 @@ async def test_gauges_and_counters(autojump_clock: MockClock) -> None:
         await swarm.generate("one", max_tokens=20, volunteers="none")
         values = metrics(swarm)
         assert values["specedge_nodes"] == 1
+        assert values["specedge_nodes_resting"] == 0
         assert values["specedge_sessions"] == 0
         assert values["specedge_engine_ready"] == 1
         assert values["specedge_committed_tokens_total"] == 20
@@ -38,6 +44,22 @@ async def test_gauges_and_counters(autojump_clock: MockClock) -> None:
         assert values["specedge_engine_restarts_total"] == 0
         assert 0 < values["specedge_engine_busy_ratio"] <= 1
         assert values["specedge_tokens_per_second"] > 0
+
+
+async def test_a_node_that_rests_is_counted(autojump_clock: MockClock) -> None:
+    async with (
+        running_swarm(target=ENDLESS) as swarm,
+        scripted_node(swarm) as node,
+        trio.open_nursery() as nursery,
+    ):
+        await node.greet()
+        nursery.start_soon(partial(swarm.generate, "one", max_tokens=1000))
+        opened = await node.hear_session()
+        number, end = opened.session_no, opened.num_tokens
+        await node.say(proposal([2], [0], session_no=number, base_position=end))
+        await node.hear(Close)
+        assert metrics(swarm)["specedge_nodes_resting"] == 1
+        nursery.cancel_scope.cancel()
 
 
 async def test_what_the_engine_costs_and_who_guesses(autojump_clock: MockClock) -> None:

@@ -15,6 +15,12 @@ PEER = Identity.generate().peer_id
 FORM = "/ip4/1.2.3.4/tcp/4011/p2p/12D3KooW..., as the coordinator prints it"
 
 
+@pytest.fixture(autouse=True)
+def _no_lower_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command runs in the tests' own process here."""
+    monkeypatch.setattr("node.cli.yield_to_others", lambda: None)
+
+
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, arguments)
 

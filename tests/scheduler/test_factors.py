@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from coordinator.scheduler.factors import (
     FACTOR_ON_TRIAL,
-    LOW_FACTOR,
     MAX_ROWS_ON_TRIAL,
     NUM_TREES_ON_TRIAL,
     Factor,
@@ -43,13 +42,10 @@ def test_a_drafter_that_becomes_useless_is_found_out_and_may_come_back() -> None
     assert factor.value > 0.95
     for _ in range(150):
         factor.observe(0.9, is_hit=False)
-    assert factor.value < LOW_FACTOR
-    assert 0 < factor.num_low_trees < 150
-    factor.observe(0.9, is_hit=True)
-    for _ in range(10):
+    assert factor.value < 0.1
+    for _ in range(11):
         factor.observe(0.9, is_hit=True)
-    assert factor.value > LOW_FACTOR
-    assert factor.num_low_trees == 0
+    assert factor.value > 0.1
 
 
 @given(st.lists(st.tuples(st.floats(), st.booleans()), max_size=300))
@@ -82,7 +78,7 @@ def test_on_trial_a_bad_node_counts_less_than_an_unknown_one() -> None:
     assert factors.source(1, BEN, SMALL).factor < FACTOR_ON_TRIAL
     for _ in range(100):
         factors.observe(BEN, SMALL, 1.0, False)
-    assert factors.num_low_trees(BEN) > 50
+    assert factors.source(1, BEN, SMALL).factor < 0.1
 
 
 def test_what_a_node_earned_under_one_key_is_worth_nothing_under_another() -> None:

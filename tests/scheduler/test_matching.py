@@ -142,7 +142,7 @@ def test_where_neither_of_two_is_heard_a_third_takes_the_place_of_the_lesser(
     result = match([held], [*pair, offer("z", skill=0.5)])
     assert (go(result), come(result)) == ([("a", who_goes)], [("a", "z")])
     assert result.assignments[0].is_standby
-    for third in (offer("z", 1, num_sessions=1), offer("z", is_useless=True)):
+    for third in (offer("z", 1, num_sessions=1), offer("z", is_resting=True)):
         assert match([held], [*pair, third]) == Matching()
     assert match([replace(held, released_by=frozenset([PeerId("z")]))], [*pair, offer("z")]) == (
         Matching()
@@ -188,22 +188,21 @@ def test_few_sessions_move_at_once() -> None:
     assert len(come(match(sessions, nodes))) == MAX_MOVES
 
 
-def test_a_useless_node_keeps_one_session_and_gets_what_nobody_else_can_take() -> None:
-    useless = offer("z", num_sessions=3, is_useless=True)
+def test_a_resting_node_has_no_session_until_it_is_tried_again() -> None:
+    resting = offer("z", num_sessions=3, is_resting=True)
     sessions = [need(name, nodes=["z"]) for name in "abc"]
-    result = match(sessions, [useless])
-    assert len(go(result)) == 2
+    result = match(sessions, [resting])
+    assert sorted(go(result)) == [("a", "z"), ("b", "z"), ("c", "z")]
     assert come(result) == []
-    result = match(sessions, [useless, offer("good", 2)])
-    assert sorted(go(result)) == [("a", "z"), ("b", "z")]
+    result = match(sessions, [resting, offer("good", 2)])
+    assert len(go(result)) == 3
     assert sorted(come(result)) == [("a", "good"), ("b", "good")]
-    idle = replace(useless, num_sessions=0)
-    assert come(match([need("a"), need("b")], [idle, offer("good", 1)])) == [
-        ("a", "good"),
-        ("b", "z"),
-    ]
-    second = [offer("x", num_sessions=1), replace(useless, num_sessions=1, draft=2)]
-    assert go(match([need("a", nodes=["x", "z"])], second)) == [("a", "z")]
-    assert come(match([need("a", nodes=["z"])], [second[1], offer("x")])) == [("a", "x")]
+    second = [offer("x", num_sessions=1), replace(resting, num_sessions=1, draft=2)]
+    result = match([need("a", nodes=["x", "z"])], second)
+    assert (go(result), come(result)) == ([("a", "z")], [])
     late = need("a", nodes=[drafter("x", is_late=True)])
+    idle = replace(resting, num_sessions=0)
     assert match([late], [offer("x", num_sessions=1), idle]) == Matching()
+    assert come(match([late], [offer("x", num_sessions=1), replace(idle, is_resting=False)])) == [
+        ("a", "z")
+    ]

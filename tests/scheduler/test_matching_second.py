@@ -52,7 +52,7 @@ def test_who_is_sent_away_for_silence_may_go_to_a_session_without_any_node() -> 
     nodes = [
         offer("p", 0, num_sessions=1),
         offer("q", 1),
-        offer("r", 1, num_sessions=1, is_allowed=True, is_useless=True),
+        offer("r", 1, num_sessions=1, is_allowed=True, skill=0.02),
     ]
     result = match([need("0", "allowed"), need("1", nodes=late)], nodes)
     assert ("0", "r") in come(result)

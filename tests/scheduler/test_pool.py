@@ -104,7 +104,7 @@ def networks(draw: st.DrawFn) -> list[NodeOffer]:
             draw(st.integers(0, 3)),
             round_trip_s=draw(st.sampled_from((0.01, 0.02, 0.05))),
             level_time_s=draw(st.sampled_from((0.004, 0.01))),
-            is_useless=draw(st.booleans()),
+            is_resting=draw(st.booleans()),
             is_allowed=draw(st.booleans()),
         )
         for i in range(draw(st.integers(1, 12)))

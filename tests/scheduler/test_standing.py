@@ -7,16 +7,13 @@ from coordinator.scheduler.standing import (
     LEAST_SKILL,
     MAX_KEYS,
     MOST_SKILL,
-    TRIAL_ROUNDS,
     Standings,
 )
 
 
-def rounds(
-    standings: Standings[str], key: str, number: int, accepted: int, alive: bool = True
-) -> None:
+def rounds(standings: Standings[str], key: str, number: int, accepted: int) -> None:
     for _ in range(number):
-        standings.observe_round(key, accepted, 1.0, is_present=alive)
+        standings.observe_round(key, accepted, 1.0)
 
 
 def test_nobody_is_judged_before_anything_was_seen() -> None:
@@ -24,7 +21,6 @@ def test_nobody_is_judged_before_anything_was_seen() -> None:
     assert standings.skill("a") == 1.0
     assert standings.skill("a", 0.7) == 0.7
     assert standings.stall_share("a") == 0.0
-    assert not standings.is_dead("a")
     standings.observe_level("a", is_stalled=False)
     assert standings.skill("a", 0.7) == 0.7
 
@@ -32,8 +28,8 @@ def test_nobody_is_judged_before_anything_was_seen() -> None:
 def test_skill_is_what_was_brought_against_what_all_bring() -> None:
     standings: Standings[str] = Standings()
     for _ in range(1000):
-        standings.observe_round("good", 2, 1.0, is_present=True)
-        standings.observe_round("bad", 0, 1.0, is_present=True)
+        standings.observe_round("good", 2, 1.0)
+        standings.observe_round("bad", 0, 1.0)
     assert standings.common == pytest.approx(1.0, abs=0.1)
     assert standings.skill("good") > 1.5
     assert standings.skill("bad") < 0.5
@@ -43,7 +39,7 @@ def test_hard_text_is_no_fault_of_a_node() -> None:
     standings: Standings[str] = Standings()
     for i in range(3000):
         for key in "ab":
-            standings.observe_round(key, i % 5 == 0, 1.0, is_present=True)
+            standings.observe_round(key, i % 5 == 0, 1.0)
     assert standings.common < 0.3
     assert standings.skill("a") == pytest.approx(1.0, abs=0.25)
 
@@ -73,33 +69,24 @@ def test_stalls_count_from_the_second_on() -> None:
     assert standings.stall_share("a") < 0.003 < standings.stall_share("b")
 
 
-def test_trees_that_arrive_dead_make_a_node_useless_until_they_live() -> None:
-    standings: Standings[str] = Standings()
-    rounds(standings, "a", TRIAL_ROUNDS - 1, 0, alive=False)
-    assert not standings.is_dead("a")
-    rounds(standings, "a", 1, 0, alive=False)
-    assert standings.is_dead("a")
-    rounds(standings, "a", 10, 0)
-    assert not standings.is_dead("a")
-
-
 def test_law7_bounded_the_longest_unheard_of_are_forgotten() -> None:
     standings: Standings[str] = Standings()
-    rounds(standings, "old", TRIAL_ROUNDS, 0, alive=False)
+    rounds(standings, "old", 200, 0)
+    assert standings.skill("old") < 0.5
     for i in range(MAX_KEYS):
         standings.observe_level(str(i), is_stalled=False)
-    assert not standings.is_dead("old")
+    assert standings.skill("old") == 1.0
 
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from("ab"), st.integers(0, 30), st.floats(0, 50), st.booleans()),
+        st.tuples(st.sampled_from("ab"), st.integers(0, 30), st.floats(0, 50)),
         max_size=60,
     )
 )
-def test_skills_stay_sane(seen: list[tuple[str, int, float, bool]]) -> None:
+def test_skills_stay_sane(seen: list[tuple[str, int, float]]) -> None:
     standings: Standings[str] = Standings()
-    for key, accepted, predicted, alive in seen:
-        standings.observe_round(key, accepted, predicted, is_present=alive)
+    for key, accepted, predicted in seen:
+        standings.observe_round(key, accepted, predicted)
     for key in "ab":
         assert LEAST_SKILL <= standings.skill(key) <= MOST_SKILL

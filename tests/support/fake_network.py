@@ -106,6 +106,7 @@ class FakeQueries:
             connected_s=100.0 * 9**i if i < 5 else 60,
             num_drafted=40_000 // (i + 1) + 31 * self.num_snapshots,
             num_accepted=21_000 // (i + 1) + 17 * self.num_snapshots,
+            rest_s=320.0 if i == 4 else 0.0,
         )
 
     def _session(self, i: int) -> SessionView:
