@@ -14,11 +14,12 @@ from rich.console import Console
 
 from specedge_p2p.errors import ClearError, outside_groups
 from tests.benchmarks import determinism as flips
+from tests.benchmarks.cells import all_cells
 from tests.benchmarks.engine import EngineEffort, engine_table, measure_engine
 from tests.benchmarks.engine_sections import SECTIONS
 from tests.benchmarks.figures import Run
 from tests.benchmarks.machine import this_machine
-from tests.benchmarks.pipeline import Effort, Figures, cells_named, measure
+from tests.benchmarks.pipeline import Effort, Figures, measure
 from tests.benchmarks.record import record_pair
 from tests.benchmarks.seed_rows import rows
 from tests.benchmarks.share import share
@@ -57,19 +58,23 @@ def pipeline(
         bool, typer.Option("--resume", help="Go on with what the --json file holds already.")
     ] = False,
     repeat: Annotated[
-        bool, typer.Option("--all", help=f"Every cell {NUM_REPEATS} times, interleaved; means.")
+        bool, typer.Option("--all", help=f"Every mode {NUM_REPEATS} times, in turns; means.")
     ] = False,
 ) -> None:
     """Tokens per second with volunteers against every way of doing without them."""
-    if not cells_named(only):
-        names = ", ".join(cell.name for cell in cells_named(""))
-        raise typer.BadParameter(f"no cell is called that; there are {names}", param_hint="--only")
+    names = [cell.name for cell in all_cells()]
+    if not any(only in name for name in names):
+        choice = f"no cell is called that; there are {', '.join(names)}"
+        raise typer.BadParameter(choice, param_hint="--only")
     if resume and json_file is None:
         raise typer.BadParameter("needs --json, the file to go on with", param_hint="--resume")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     machine = this_machine()
     effort = Effort(
-        num_jobs=8 if quick else 16, num_repeats=NUM_REPEATS if repeat else 1, only=only
+        num_jobs=8 if quick else 16,
+        num_repeats=NUM_REPEATS if repeat else 1,
+        only=only,
+        is_whole=repeat,
     )
 
     known: list[Run] = []

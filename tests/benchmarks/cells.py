@@ -1,20 +1,21 @@
 """The cells of the pipeline benchmark: what is served, and which bounds must hold."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
 
 from tests.benchmarks.figures import CheckSpec, ChoiceSpec, Metric
 from tests.benchmarks.servings import AUTO_NGRAM, NGRAM, NodeGroup, Serving, Situation
 
 A100 = Situation("a100-32b", 0.7, 8, ("3x4", "3x2"), ("2x4", "1x8"), 4.0)
-A100_GREEDY = Situation("a100-32b", 0.0, 8, ("4x4", "3x4"), ("1x8", "1x4"), 4.0)
-A100_MANY = Situation("a100-32b", 0.7, 24, ("3x2", "2x4"), ("1x8", "1x4"), 4.0)
-A100_ONE = Situation("a100-32b", 0.7, 1, ("3x8", "4x8"), ("3x8", "2x8"), 2.0)
-H200 = Situation("h200-14b", 0.7, 8, ("2x4", "2x8"), ("1x8", "1x4"), 6.0)
+A100_GREEDY = Situation("a100-32b", 0.0, 8, ("3x4", "4x4"), ("1x4", "1x8"), 4.0)
+A100_MANY = Situation("a100-32b", 0.7, 24, ("2x4", "3x2"), ("1x4", "1x8"), 4.0)
+A100_ONE = Situation("a100-32b", 0.7, 1, ("3x8", "4x8"), ("2x8", "3x8"), 2.0)
+H200 = Situation("h200-14b", 0.7, 8, ("2x4", "2x8"), ("1x4", "1x8"), 6.0)
 BIG = Situation("big-70b", 0.7, 8, ("4x8", "4x4"), ("3x4", "3x8"), 2.0)
 PAPER_4 = Situation("paper-32b", 0.7, 4, ("4x8", "4x4"), ("3x8", "3x4"), 2.0)
 CPU_ONE = Situation("", 0.7, 1, (), (), 1.0)
 CPU_MANY = Situation("", 0.7, 8, (), (), 1.0)
+SITUATIONS = (A100, A100_GREEDY, A100_MANY, A100_ONE, H200, BIG, PAPER_4, CPU_ONE, CPU_MANY)
 
 SMALL_DRAFT, LARGE_DRAFT = "demo-draft", "demo-target"
 SMALL, LARGE = NodeGroup(4), NodeGroup(4, "large-12ms", (LARGE_DRAFT,))
@@ -42,6 +43,23 @@ class Cell:
     name: str
     servings: tuple[Serving, ...]
     checks: tuple[CheckSpec | ChoiceSpec, ...]
+
+    def without(self, names: Set[str]) -> "Cell":
+        """Without these servings, on either side."""
+        servings = tuple(serving for serving in self.servings if serving.name not in names)
+        checks = tuple(
+            replace(check, against=tuple(name for name in check.against if name not in names))
+            if isinstance(check, CheckSpec)
+            else check
+            for check in self.checks
+        )
+        return Cell(self.name, servings, checks)
+
+
+def best_cells() -> list[Cell]:
+    """As `all_cells`, of the fixed trees only the best of each situation."""
+    second = {name for situation in SITUATIONS for name in situation.second_trees()}
+    return [cell.without(second) for cell in all_cells()]
 
 
 def all_cells() -> list[Cell]:

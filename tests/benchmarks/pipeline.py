@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tests.benchmarks.cells import Cell, all_cells
+from tests.benchmarks.cells import Cell, all_cells, best_cells
 from tests.benchmarks.clients import Job, Workload
 from tests.benchmarks.emulated import Measured, Say, run
 from tests.benchmarks.figures import (
@@ -33,12 +33,18 @@ class Effort:
         num_tokens: of each.
         num_repeats: rounds over all servings, interleaved.
         only: part of the names of the cells to run; empty: all.
+        is_whole: of the engine's fixed trees, try the second-best ones too.
     """
 
     num_jobs: int = 16
     num_tokens: int = 96
     num_repeats: int = 1
     only: str = ""
+    is_whole: bool = False
+
+    @property
+    def cells(self) -> list[Cell]:
+        return all_cells() if self.is_whole else best_cells()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +54,6 @@ class Figures:
     rows: tuple[Row, ...]
     checks: tuple[Check, ...]
     runs: tuple[Run, ...]
-
-
-def cells_named(only: str) -> list[Cell]:
-    return [cell for cell in all_cells() if only in cell.name]
 
 
 def workload_of(effort: Effort) -> Workload:
@@ -72,7 +74,7 @@ async def measure(
     `keep` gets what is known so far after every serving: a long run may be stopped, and goes on
     where it was when it is given its runs as `known`.
     """
-    cells = cells_named(effort.only)
+    cells = [cell for cell in effort.cells if effort.only in cell.name]
     workload = workload_of(effort)
     found: dict[str, list[Run]] = {}
     for one in known:
@@ -85,8 +87,8 @@ async def measure(
                 result = _run(measured)
                 found.setdefault(result.row.name, []).append(result)
                 say(f"  {result.row.tokens_per_s:.0f} tokens/s, late {result.row.late_share:.2%}")
-                keep(_figures(all_cells(), found))
-    return _figures(all_cells(), found)
+                keep(_figures(effort.cells, found))
+    return _figures(effort.cells, found)
 
 
 def _figures(cells: Sequence[Cell], found: Mapping[str, Sequence[Run]]) -> Figures:

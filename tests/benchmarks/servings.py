@@ -68,8 +68,9 @@ class Situation:
     """An engine and a load, in which modes are compared.
 
     Args:
-        trees: best fixed trees of the engine's own draft model (depth x width), as the simulator
-            finds them; the last entry of each is tried with n-gram guesses as well.
+        trees: best two fixed trees of the engine's own draft model (depth x width), of those that
+            the simulator finds; the better one, as it was measured, comes first.
+        trees_with_ngram: likewise, with n-gram guesses.
     """
 
     device: str
@@ -108,6 +109,11 @@ class Situation:
         """Names of all modes without volunteers."""
         modes = (NGRAM, AUTO_NGRAM, *(f"{tree}+ngram" for tree in self.trees_with_ngram))
         return (*self.without_ngram(), *(f"{self.name}/{mode}" for mode in modes))
+
+    def second_trees(self) -> tuple[str, ...]:
+        """Names of the modes with fixed trees but for the best one, and the best with n-gram."""
+        others = (*self.trees[1:], *(f"{tree}+ngram" for tree in self.trees_with_ngram[1:]))
+        return tuple(f"{self.name}/{mode}" for mode in others)
 
     def tree(self, tree: str) -> Serving:
         """A fixed tree of the engine's own draft model, without n-gram guesses."""
