@@ -1,7 +1,7 @@
 """Clients that keep a number of sessions busy: each starts its next request when one has ended."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import httpx
@@ -27,8 +27,14 @@ class Workload:
     jobs: tuple[Job, ...]
     least: int
 
-    def of(self, num_sessions: int) -> tuple[Job, ...]:
-        return self.jobs[: max(self.least, num_sessions)]
+    def of(self, num_sessions: int, num_turns: int = 1) -> tuple[Job, ...]:
+        """The jobs of a serving; in every further turn each has another seed."""
+        jobs = self.jobs[: max(self.least, num_sessions)]
+        return tuple(
+            replace(job, number=turn * len(jobs) + job.number, seed=job.seed + turn)
+            for turn in range(num_turns)
+            for job in jobs
+        )
 
 
 @dataclass(slots=True)

@@ -119,7 +119,8 @@ async def _serve(network: Network, serving: Serving, workload: Workload) -> Meas
     gateway = network.endpoints.gateway
     before = await counters_of(gateway)
     num_sessions = serving.num_sessions
-    plan = LoadPlan(workload.of(num_sessions), num_sessions, serving.temperature)
+    jobs = workload.of(num_sessions, serving.num_turns)
+    plan = LoadPlan(jobs, num_sessions, serving.temperature)
     served = await serve_all(gateway, plan)
     after = await counters_of(gateway)
     grown = {name: value - before.get(name, 0.0) for name, value in after.items()}

@@ -50,12 +50,17 @@ class NetworkSpec:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """One mode under one load: a row of the table."""
+    """One mode under one load: a row of the table.
+
+    Args:
+        num_turns: how often all jobs are served, with other seeds each time.
+    """
 
     name: str
     network: NetworkSpec
     num_sessions: int
     temperature: float
+    num_turns: int = 1
 
     def stretched(self, factor: float) -> "Serving":
         """The same, slower."""
@@ -82,6 +87,8 @@ class Situation:
     """Hides this machine's own work when no node takes part: what the engine does between two
     forwards is not padded, so it must be little of a step here, as it is where volunteers take part
     and time is stretched further."""
+    num_turns: int = 1
+    """See Serving; more where one would be over in seconds."""
 
     @property
     def name(self) -> str:
@@ -133,6 +140,7 @@ class Situation:
             NetworkSpec(self.device, stretch, (*_draft("auto"), *serve), tuple(nodes)),
             num_sessions or self.num_sessions,
             self.temperature,
+            self.num_turns,
         )
 
     def lockstep(
@@ -142,12 +150,13 @@ class Situation:
         arguments = ("--lockstep", shape, "--no-ngram", *serve)
         network = NetworkSpec(self.device, stretch, arguments, tuple(nodes))
         name = f"{self.name}/lockstep-{shape}"
-        return Serving(name, network, self.num_sessions, self.temperature)
+        return Serving(name, network, self.num_sessions, self.temperature, self.num_turns)
 
     def _alone(self, mode: str, stretch: float, *serve: str) -> Serving:
         # Where nothing is emulated, time is what it is.
         network = NetworkSpec(self.device, stretch if self.device else 1.0, serve)
-        return Serving(f"{self.name}/{mode}", network, self.num_sessions, self.temperature)
+        name = f"{self.name}/{mode}"
+        return Serving(name, network, self.num_sessions, self.temperature, self.num_turns)
 
 
 def _draft(tree: str) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Which modes stand beside each other."""
 
 from tests.benchmarks.cells import A100, SITUATIONS, all_cells, best_cells
+from tests.benchmarks.clients import Job, Workload
 from tests.benchmarks.figures import CheckSpec
 
 
@@ -29,3 +30,12 @@ def test_an_absolute_bound_stays_one_and_no_other_becomes_one() -> None:
         for one, other in zip(whole.checks, best.checks, strict=True):
             if isinstance(one, CheckSpec) and isinstance(other, CheckSpec):
                 assert bool(one.against) == bool(other.against)
+
+
+def test_every_turn_asks_the_same_prompts_with_other_seeds() -> None:
+    workload = Workload(tuple(Job(i, (i,), 7, 96) for i in range(24)), 16)
+    jobs = workload.of(8, 3)
+    assert [job.number for job in jobs] == list(range(48))
+    assert workload.of(8) == jobs[:16]
+    assert [job.prompt_ids for job in jobs[16:32]] == [job.prompt_ids for job in jobs[:16]]
+    assert {job.seed for job in jobs[16:32]} == {8}
