@@ -49,6 +49,8 @@ class Lease:
     """The last tree that the node started on this link."""
     ended_tree_no: int = 0
     """Trees up to this one are lost with an engine; what still arrives of them is dropped."""
+    has_lived: bool = False
+    """Since its link began, a tree of the node was alive when a step began."""
     is_released: bool = False
 
     @property
@@ -62,6 +64,7 @@ class Lease:
         self.opened_s = now_s
         self.patience_s = PATIENCE_S + PROMPT_TOKEN_S * len(self.session.token_ids)
         self.tree_no = self.ended_tree_no = 0
+        self.has_lived = False
         self.owes_since_s = None
 
 

@@ -15,7 +15,6 @@ from coordinator.node_link import NodeLink
 from coordinator.reputation import Reputation
 from coordinator.scheduler.factors import Factors
 from coordinator.scheduler.matching import MAX_DRAFTERS, Assignment, Matching
-from coordinator.scheduler.rests import LEAST_SHARE
 from coordinator.sessions import Committed, Session, Sessions
 from specedge_p2p.names import LeaseId, PeerId
 from specedge_p2p.wire.build import split_verdict
@@ -121,6 +120,9 @@ class Leases:
         peers = self.drafting_peers(lease.session)
         if node.peer_id in peers or len(peers) >= MAX_DRAFTERS:
             node.post(refusal(message, "taken", "others draft for the session already"))
+            return
+        if self.rest_s(node.peer_id):
+            node.post(refusal(message, "resting", "too few of its guesses were used"))
             return
         if len(self.of_node(node)) >= node.max_sessions:
             node.post(refusal(message, "full", f"the node takes {node.max_sessions} sessions"))
@@ -272,14 +274,7 @@ class Leases:
                 node, session_no = lease.node, lease.session_no
                 self._detach(lease)
                 self._book.remove(lease)
-                node.post(Close(session_no, *self._why_dismissed(peer_id)))
-
-    def _why_dismissed(self, peer_id: PeerId) -> tuple[str, float]:
-        """In words, and for how long the node rests."""
-        rest_s = self.rest_s(peer_id)
-        if rest_s:
-            return f"fewer than {LEAST_SHARE:.0%} of its sessions' tokens were its guesses", rest_s
-        return "another node drafts for it", 0.0
+                node.post(Close(session_no, *self._reputation.why_gone(peer_id, self._clock())))
 
     def _detach(self, lease: Lease) -> None:
         if lease.node is not None:

@@ -10,7 +10,7 @@ from coordinator.node_link import NodeLink
 from coordinator.scheduler.factors import Factors
 from coordinator.scheduler.needs import PATIENCE_S, Drafter
 from coordinator.scheduler.places import NodeOffer, shared_level_s, typical_gain
-from coordinator.scheduler.rests import Rests
+from coordinator.scheduler.rests import LEAST_SHARE, Rests
 from coordinator.scheduler.standing import Standings
 from specedge_p2p.names import PeerId
 
@@ -56,7 +56,11 @@ class Reputation:
         predicted = typical_gain(level_time_s, node.round_trip_s, self.step_time_s)
         self._standings.observe_round(node.peer_id, num_accepted, predicted)
         self._draft_standings.observe_round(fingerprint, num_accepted, predicted)
-        self._rests.observe(node.peer_id, num_accepted, len(result.token_ids), now_s)
+        is_first = result.from_position == lease.session.prompt_length
+        lease.has_lived |= seen is not None and not is_first
+        is_due = lease.has_lived or now_s > lease.opened_s + lease.patience_s
+        if is_due and not is_first:
+            self._rests.observe(node.peer_id, *_brought(result), now_s)
 
     def observe_answer(self, lease: Lease, num_sessions: int, now_s: float) -> None:
         """A proposal came of a node that has so many sessions."""
@@ -84,6 +88,13 @@ class Reputation:
         """For how long the node still rests, because its guesses do not pay; 0 where they do."""
         return self._rests.rest_s(peer_id, now_s)
 
+    def why_gone(self, peer_id: PeerId, now_s: float) -> tuple[str, float]:
+        """Why a node is sent away, and for how long it rests."""
+        rest_s = self.rest_s(peer_id, now_s)
+        if rest_s:
+            return f"fewer than {LEAST_SHARE:.0%} of what could be its guesses were", rest_s
+        return "another node drafts for it", 0.0
+
     def offer(
         self, node: NodeLink, num_sessions: int, now_s: float, *, is_allowed: bool = False
     ) -> NodeOffer:
@@ -101,11 +112,23 @@ class Reputation:
             skill=self._standings.skill(key, self._draft_standings.skill(fingerprint)),
             stall_share=self._standings.stall_share(key),
             is_resting=self.rest_s(key, now_s) > 0.0,
+            is_on_probation=self._rests.is_on_probation(key),
         )
 
     def has_time_to_grow(self, node: NodeLink) -> bool:
         """Whether steps last so long that the node's trees can become large."""
         return 0.0 < SLOW_STEP_LEVELS * node.level_time_s <= self.step_time_s
+
+
+def _brought(result: EntryResult) -> tuple[int, int]:
+    """Tokens that nodes alone had guessed, and those that they or nobody had.
+
+    What the engine had by itself is no merit of a node that had it too, and no fault of one that
+    had not. Two nodes of a session are judged as one: the steps of a quick one leave a slow one
+    behind, which may be good enough by itself.
+    """
+    others = [token for token in result.sources if not (token.ngram or token.own)]
+    return sum(token.source > 0 for token in others), len(others)
 
 
 def _level_time_s(node: NodeLink, num_sessions: int) -> float:

@@ -226,7 +226,7 @@ class Desk:
     def _end(self, message: Close) -> None:
         self._close(message.session_no)
         if message.rest_s and not self._sessions:  # it is said with each of them
-            log.info("resting for %.0f s: too few of its guesses came true", message.rest_s)
+            log.info("resting for %.0f s: too few of its guesses were used", message.rest_s)
 
     def _release(self, session: _Desk, reason: str) -> list[Release]:
         self._close(session.session_no)

@@ -127,10 +127,10 @@ class EngineChild:
 
         A model may call it in the middle of a step; see `_hear`. Raises as `run` does.
         """
-        while (rest_s := until_s - self._clock()) > 0:
-            if self._is_deaf or rest_s <= SOCKET_GRAIN_S:
-                time.sleep(rest_s)
-            elif message := self._connection.next_message(rest_s - SOCKET_GRAIN_S):
+        while (left_s := until_s - self._clock()) > 0:
+            if self._is_deaf or left_s <= SOCKET_GRAIN_S:
+                time.sleep(left_s)
+            elif message := self._connection.next_message(left_s - SOCKET_GRAIN_S):
                 self._hear(message)
 
     def hear_while(self, is_done: Callable[[], bool]) -> None:

@@ -39,6 +39,7 @@ class NodeOffer:
         skill: what it brings, as a share of what is predicted of a typical draft model.
         stall_share: share of its levels that stalled.
         is_resting: its guesses do not pay; it gets no session for a while.
+        is_on_probation: it has rested and has not been judged since; it gets one session at most.
     """
 
     peer_id: PeerId
@@ -52,10 +53,13 @@ class NodeOffer:
     skill: float = 1.0
     stall_share: float = 0.0
     is_resting: bool = False
+    is_on_probation: bool = False
 
     @property
     def room(self) -> int:
-        return 0 if self.is_resting else self.max_sessions
+        if self.is_resting:
+            return 0
+        return min(1, self.max_sessions) if self.is_on_probation else self.max_sessions
 
 
 @dataclass(frozen=True, slots=True, order=True)

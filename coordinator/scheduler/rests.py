@@ -2,14 +2,14 @@
 
 What a node sends has to be decrypted, decoded, kept as a tree and answered, whether any of it comes
 true or not: with 24 sessions that is a fifth of what the coordinator's process does in a step of an
-h200-class engine, and there it is this process that sets the limit. So a node must have guessed a
-twentieth of the tokens of its sessions. What it brought is compared with that by Page's cumulative
-sum (Biometrika 41, 1954): a node that brings nothing is found out after 300 tokens, one that brings
-2 % after some 500, and one that brings 10 % practically never.
+h200-class engine, and there it is this process that sets the limit. So of the tokens that the
+engine could not have guessed by itself, a twentieth must have been the node's.
 
-It then has no session for a while, so its own machine saves the power too, and is tried again; each
-time in vain the rest is twice as long. Only what the target chose counts here, and only the node's
-own record, so nobody can talk another one into a rest.
+A node is judged by at least ten seconds and 600 such tokens, so neither a link that hangs for a
+moment nor a hard text sends it away. It then has no session for a while, and after that one at a
+time until it is judged again; each time in vain the rest is twice as long. Only what the target
+chose counts here. A node that comes under a new name is judged anew: what it can take that way is
+one judgement's time.
 """
 
 from collections.abc import Hashable
@@ -19,11 +19,9 @@ from typing import Generic, TypeVar
 Key = TypeVar("Key", bound=Hashable)
 
 LEAST_SHARE = 0.05
-"""Of the tokens of its sessions, this share must have been guessed by the node."""
-MOST_SHORT = 15.0
-"""A node that is short of that by so many tokens rests."""
-TRIED_AGAIN_SHORT = 7.5
-"""With so many it begins again: what was seen before the rest is half forgotten."""
+"""Of the tokens that count, this share must have been guessed by the node."""
+JUDGED_S, JUDGED_TOKENS = 10.0, 600
+"""A judgement takes so long, and so many tokens."""
 FIRST_REST_S, LONGEST_REST_S = 10.0, 640.0
 MAX_KEYS = 16_384
 """Nodes remembered; the longest unheard of are forgotten first."""
@@ -31,42 +29,51 @@ MAX_KEYS = 16_384
 
 @dataclass(slots=True)
 class _Record:
-    short: float = 0.0
-    """Tokens that it has brought too few; 0 once it has made up for them."""
-    until_s: float = 0.0
+    since_s: float
+    """When the judgement began that is under way; it may lie ahead, at the end of a rest."""
+    num_accepted: int = 0
+    num_counted: int = 0
     next_rest_s: float = FIRST_REST_S
 
 
 @dataclass(slots=True)
 class Rests(Generic[Key]):
-    """Per node: how much it is short of what it must bring, and until when it rests."""
+    """Per node: what it brought since it was last judged, and until when it rests."""
 
     _known: dict[Key, _Record] = field(default_factory=dict)
 
-    def observe(self, key: Key, num_accepted: int, num_committed: int, now_s: float) -> None:
+    def observe(self, key: Key, num_accepted: int, num_counted: int, now_s: float) -> None:
         """A step of a session for which the node drafts.
 
         Args:
             key: the node.
             num_accepted: tokens that were the node's.
-            num_committed: all tokens that the step committed.
+            num_counted: all tokens that could have been, those included.
             now_s: what comes while the node rests was on its way before, and does not count.
         """
-        record = self._known.pop(key, None) or _Record()
+        record = self._known.pop(key, None) or _Record(now_s)
         self._known[key] = record  # most recently heard of last
         if len(self._known) > MAX_KEYS:
             del self._known[next(iter(self._known))]
-        if now_s < record.until_s:
+        if now_s < record.since_s:
             return
-        record.short = max(0.0, record.short + LEAST_SHARE * num_committed - num_accepted)
-        if record.short == 0.0:
-            record.next_rest_s = FIRST_REST_S
-        elif record.short >= MOST_SHORT:
-            record.short = TRIED_AGAIN_SHORT
-            record.until_s = now_s + record.next_rest_s
+        record.num_accepted += num_accepted
+        record.num_counted += num_counted
+        if now_s < record.since_s + JUDGED_S or record.num_counted < JUDGED_TOKENS:
+            return
+        if record.num_accepted < LEAST_SHARE * record.num_counted:
+            record.since_s = now_s + record.next_rest_s
             record.next_rest_s = min(LONGEST_REST_S, 2 * record.next_rest_s)
+        else:
+            record.since_s, record.next_rest_s = now_s, FIRST_REST_S
+        record.num_accepted = record.num_counted = 0
 
     def rest_s(self, key: Key, now_s: float) -> float:
         """For how long the node still rests; 0 where it does not."""
         record = self._known.get(key)
-        return 0.0 if record is None else max(0.0, record.until_s - now_s)
+        return 0.0 if record is None else max(0.0, record.since_s - now_s)
+
+    def is_on_probation(self, key: Key) -> bool:
+        """Whether the last judgement of the node was a rest."""
+        record = self._known.get(key)
+        return record is not None and record.next_rest_s > FIRST_REST_S

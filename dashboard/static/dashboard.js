@@ -107,7 +107,7 @@ const showNodes = (network) =>
     name(node.peer_id),
     { text: node.draft_model, title: node.draft_model },
     node.rest_s > 0
-      ? { ...number(`rests ${ago(node.rest_s)}`), title: "too few of its guesses came true" }
+      ? { ...number(`rests ${ago(node.rest_s)}`), title: "too few of its guesses were used" }
       : number(`${node.num_sessions} / ${node.max_sessions}`),
     number(milliseconds(node.round_trip_s)),
     number(milliseconds(node.level_time_s)),

@@ -1,26 +1,11 @@
 """Who may draft for what: leases given, resumed, refused and ended."""
 
 from coordinator.engine.messages import DropSource
-from coordinator.leases import Leases
 from coordinator.matchmaker import RESUME_WINDOW_S
-from coordinator.node_link import NodeLink
 from specedge_p2p.wire import messages as m
-from tests.support.lease_world import LEASE_S, World, opened
+from tests.support.lease_world import LEASE_S, World, ask, opened
 from tests.support.links import proposal
-from tests.support.node_links import Wire, write_all
-
-
-async def ask(node: NodeLink, wire: Wire, leases: Leases, resume: m.Resume) -> str:
-    """What a Resume is answered with: the code of the refusal, or "open"."""
-    (heard,) = node.machine.receive(wire.machine.send(resume))
-    assert isinstance(heard, m.Resume)
-    leases.resume(node, heard)
-    wire.frames.clear()
-    await write_all(node)
-    answers = [x for x in wire.messages if isinstance(x, m.Refuse | m.Open)]
-    assert len(answers) == 1
-    assert answers[0].lease_id == resume.lease_id
-    return answers[0].code if isinstance(answers[0], m.Refuse) else "open"
+from tests.support.node_links import write_all
 
 
 async def test_law2_one_owner_a_resumed_node_is_told_what_it_missed() -> None:

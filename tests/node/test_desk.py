@@ -1,5 +1,9 @@
 """What a node knows of its sessions: leases, places, restarts, and coordinators that go astray."""
 
+import logging
+
+import pytest
+
 from node.desk import Desk
 from node.drafter import Drafter
 from specedge_p2p.lm.toy import ToyModel, ToyParams
@@ -114,3 +118,14 @@ def test_a_verdict_that_does_not_follow_gives_the_session_back() -> None:
     assert [r.session_no for r in desk.apply([verdict(1, 9, [4])])] == [1]
     assert desk.apply([verdict(1, 10, [4]), verdict(2, 3, [4])]) == []
     assert desk.num_sessions == len(drafter.session_nos) == 1
+
+
+def test_it_says_once_that_it_rests(caplog: pytest.LogCaptureFixture) -> None:
+    desk, _ = make_desk()
+    desk.apply(opening(1))
+    desk.apply(opening(2))
+    with caplog.at_level(logging.INFO):
+        desk.apply([m.Close(1, "too little", 20.0), m.Close(2, "too little", 20.0)])
+        desk.apply(opening(3))
+        desk.apply([m.Close(3, "the session has ended")])
+    assert caplog.messages == ["resting for 20 s: too few of its guesses were used"]

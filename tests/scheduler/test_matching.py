@@ -206,3 +206,11 @@ def test_a_resting_node_has_no_session_until_it_is_tried_again() -> None:
     assert come(match([late], [offer("x", num_sessions=1), replace(idle, is_resting=False)])) == [
         ("a", "z")
     ]
+
+
+def test_after_a_rest_one_session_must_do() -> None:
+    probed = offer("z", is_on_probation=True)
+    assert come(match([need("a"), need("b")], [probed])) == [("a", "z")]
+    assert come(match([need("a")], [replace(probed, max_sessions=0)])) == []
+    kept = [need(name, nodes=["z"]) for name in "ab"]
+    assert match(kept, [replace(probed, num_sessions=2)]) == Matching()

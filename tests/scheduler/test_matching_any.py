@@ -51,6 +51,7 @@ NODES = st.lists(
         skill=st.floats(0.02, 2),
         stall_share=st.sampled_from([0.0, 0.01]),
         is_resting=st.booleans(),
+        is_on_probation=st.booleans(),
     ),
     unique_by=lambda node: node.peer_id,
 )

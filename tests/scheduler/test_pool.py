@@ -105,6 +105,7 @@ def networks(draw: st.DrawFn) -> list[NodeOffer]:
             round_trip_s=draw(st.sampled_from((0.01, 0.02, 0.05))),
             level_time_s=draw(st.sampled_from((0.004, 0.01))),
             is_resting=draw(st.booleans()),
+            is_on_probation=draw(st.booleans()),
             is_allowed=draw(st.booleans()),
         )
         for i in range(draw(st.integers(1, 12)))

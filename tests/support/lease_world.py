@@ -84,3 +84,16 @@ async def opened(node: NodeLink, wire: Wire) -> m.Open:
     await write_all(node)
     (found,) = [message for message in wire.messages if isinstance(message, m.Open)]
     return found
+
+
+async def ask(node: NodeLink, wire: Wire, leases: Leases, resume: m.Resume) -> str:
+    """What a Resume is answered with: the code of the refusal, or "open"."""
+    (heard,) = node.machine.receive(wire.machine.send(resume))
+    assert isinstance(heard, m.Resume)
+    leases.resume(node, heard)
+    wire.frames.clear()
+    await write_all(node)
+    answers = [x for x in wire.messages if isinstance(x, m.Refuse | m.Open)]
+    assert len(answers) == 1
+    assert answers[0].lease_id == resume.lease_id
+    return answers[0].code if isinstance(answers[0], m.Refuse) else "open"
