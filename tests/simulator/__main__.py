@@ -8,7 +8,7 @@ from tests.simulator.events import LinkQuality
 from tests.simulator.modes import plan_of
 from tests.simulator.profiles import ENGINES, NODES
 from tests.simulator.results import Result
-from tests.simulator.table import equal_batch, equal_sessions
+from tests.simulator.table import crossover, equal_batch, equal_sessions
 from tests.simulator.traces import demo_book
 from tests.simulator.world import NodePlan, World, WorldPlan
 
@@ -43,7 +43,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
-        "--table", choices=("sessions", "batch", "ablations"), help="many worlds instead of one"
+        "--table",
+        choices=("sessions", "batch", "ablations", "crossover"),
+        help="many worlds instead of one",
     )
     parser.add_argument("--rtts", default="5,15,30,50,100", help="round trips of a table, in ms")
     options = parser.parse_args()
@@ -56,10 +58,13 @@ def main() -> None:
         num_tokens=options.tokens,
         seed=options.seed,
     )
+    rtts = [float(rtt) for rtt in options.rtts.split(",")]
     temperatures = (0.7, 0.0) if options.temperature == 0.7 else (options.temperature,)
     if options.table == "sessions":
-        rtts = [float(rtt) for rtt in options.rtts.split(",")]
         equal_sessions(demo_book(), base, temperatures, options.nodes, rtts, _say)
+        return
+    if options.table == "crossover":
+        crossover(demo_book(), base, options.nodes, rtts, _say)
         return
     if options.table == "ablations":
         ablations.table(demo_book(), options.tokens, _say)

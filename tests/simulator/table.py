@@ -12,7 +12,7 @@ from tests.simulator.traces import TraceBook
 from tests.simulator.world import NodePlan, World, WorldPlan
 
 Say = Callable[[str], None]
-ROUND_TRIPS_MS = (5.0, 15.0, 30.0, 50.0, 100.0)
+LEVELS = ("rtx4090-1.7b", "paper-node", "slow-15ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,27 @@ def equal_sessions(
             cells.append(_ratios(bench, alone, (node_at(15, "paper-node"),) * num_nodes))
             say(f"| {name} T={temperature:g} | {alone} | {' | '.join(cells)} |")
             say(f"<!-- {time.perf_counter() - started:.0f} s -->")
+
+
+def crossover(
+    book: TraceBook, base: WorldPlan, num_nodes: int, round_trips_ms: Sequence[float], say: Say
+) -> None:
+    """Where volunteers do not pay: by engine, round trip and level time of the nodes."""
+    levels = {1000 * NODES[name].level_s: name for name in LEVELS}
+    say(f"{base.num_sessions} sessions, {num_nodes} nodes, over the same engine alone")
+    say(f"| engine | round trip | {' | '.join(f'{ms:.0f} ms' for ms in levels)} |")
+    say("| --- " * (len(levels) + 2) + "|")
+    for name, costs in ENGINES.items():
+        if name == "paper-32b":
+            continue
+        bench = Bench(book, replace(base, engine=costs))
+        alone = bench.run("EN").full_tokens_per_s
+        for rtt in round_trips_ms:
+            helped = [
+                bench.run("H", (node_at(rtt, node),) * num_nodes).full_tokens_per_s / alone
+                for node in levels.values()
+            ]
+            say(f"| {name} | {rtt:g} ms | {' | '.join(f'{ratio:.2f}' for ratio in helped)} |")
 
 
 def _ratios(bench: Bench, alone: Alone, nodes: tuple[NodePlan, ...]) -> str:
