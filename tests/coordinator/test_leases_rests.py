@@ -108,6 +108,14 @@ async def test_two_nodes_of_a_session_are_judged_as_one() -> None:
     assert all(world.leases.rest_s(lease.peer_id) > 0.0 for lease in (first, second))
 
 
+async def test_who_had_a_token_second_has_brought_it_too() -> None:
+    world, session, (first, second) = await drafted("a", "b")
+    serve(world, session, [TokenSource(first.source, second.source)] * 2, 60.0)
+    assert world.leases.of_session(session) == [first, second]
+    serve(world, session, [TokenSource(first.source)] * 2, 60.0)
+    assert world.leases.of_session(session) == [first]
+
+
 async def test_a_lost_lease_is_not_resumed_during_a_rest() -> None:
     world, session, (lease,) = await drafted("a")
     while not world.leases.rest_s(lease.peer_id):
