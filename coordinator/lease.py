@@ -22,6 +22,8 @@ from specedge_p2p.wire.messages import (
     Verdict,
 )
 
+TREE_S = 0.5
+"""From a node's first proposal until one of its trees should be alive when a step begins."""
 PROMPT_TOKEN_S = 0.002
 """A node may take so much longer to its first proposal for every token that it is given."""
 
@@ -49,8 +51,10 @@ class Lease:
     """The last tree that the node started on this link."""
     ended_tree_no: int = 0
     """Trees up to this one are lost with an engine; what still arrives of them is dropped."""
+    proposed_s: float | None = None
+    """When the first proposal came, since the node's link began."""
     has_lived: bool = False
-    """Since its link began, a tree of the node was alive when a step began."""
+    """Since then a tree of the node was alive when a step began."""
     is_released: bool = False
 
     @property
@@ -64,8 +68,18 @@ class Lease:
         self.opened_s = now_s
         self.patience_s = PATIENCE_S + PROMPT_TOKEN_S * len(self.session.token_ids)
         self.tree_no = self.ended_tree_no = 0
-        self.has_lived = False
+        self.restart()
         self.owes_since_s = None
+
+    @property
+    def due_s(self) -> float:
+        """From then on a tree of the node should live: who proposes has read the prompt."""
+        due_s = self.opened_s + self.patience_s
+        return due_s if self.proposed_s is None else min(due_s, self.proposed_s + TREE_S)
+
+    def restart(self) -> None:
+        """The engine knows no tree of the node."""
+        self.proposed_s, self.has_lived = None, False
 
 
 def opening(

@@ -121,11 +121,10 @@ class Leases:
         if node.peer_id in peers or len(peers) >= MAX_DRAFTERS:
             node.post(refusal(message, "taken", "others draft for the session already"))
             return
-        if self.rest_s(node.peer_id):
-            node.post(refusal(message, "resting", "too few of its guesses were used"))
-            return
-        if len(self.of_node(node)) >= node.max_sessions:
-            node.post(refusal(message, "full", f"the node takes {node.max_sessions} sessions"))
+        num_sessions = len(self.of_node(node))
+        room = self._reputation.offer(node, num_sessions, self._clock()).room
+        if num_sessions >= room:
+            node.post(refusal(message, "full", f"the node may have {room} sessions"))
             return
         lease.role = "standby" if peers else "active"
         lease.source = self._book.new_source(lease.session, node.peer_id)
@@ -200,6 +199,8 @@ class Leases:
         num_sessions = self._book.num_sessions(node.peer_id)
         self._reputation.observe_answer(lease, num_sessions, self._clock())
         lease.tree_no = max(lease.tree_no, proposal.tree_no)
+        if lease.proposed_s is None:
+            lease.proposed_s = self._clock()
         return lease if proposal.tree_no > lease.ended_tree_no else None
 
     def publish(self, session: Session, committed: Committed) -> None:
@@ -235,6 +236,7 @@ class Leases:
         """The engine lost all trees: every node starts a new one in each of its sessions."""
         for lease in self._book:
             lease.ended_tree_no = lease.tree_no
+            lease.restart()
             if lease.node is not None and lease.tree_no:
                 end = len(lease.session.token_ids)
                 lease.node.post_verdict(verdict_of(lease, end, [], 0, lease.tree_no))

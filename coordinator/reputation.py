@@ -58,9 +58,14 @@ class Reputation:
         self._draft_standings.observe_round(fingerprint, num_accepted, predicted)
         is_first = result.from_position == lease.session.prompt_length
         lease.has_lived |= seen is not None and not is_first
-        is_due = lease.has_lived or now_s > lease.opened_s + lease.patience_s
+        is_due = lease.has_lived or now_s > lease.due_s + (node.round_trip_s or 0.0)
         if is_due and not is_first:
-            self._rests.observe(node.peer_id, *_brought(result), now_s)
+            # What the engine had by itself is no merit of a node that had it too, and no fault of
+            # one that had not.
+            others = [by for by in result.sources if not (by.ngram or by.own)]
+            num_own = sum(lease.source in (by.source, by.second) for by in others)
+            num_by_nodes = sum(by.source > 0 for by in others)
+            self._rests.observe(node.peer_id, num_own, num_by_nodes, len(others), now_s)
 
     def observe_answer(self, lease: Lease, num_sessions: int, now_s: float) -> None:
         """A proposal came of a node that has so many sessions."""
@@ -92,7 +97,7 @@ class Reputation:
         """Why a node is sent away, and for how long it rests."""
         rest_s = self.rest_s(peer_id, now_s)
         if rest_s:
-            return f"fewer than {LEAST_SHARE:.0%} of what could be its guesses were", rest_s
+            return f"nodes had guessed fewer than {LEAST_SHARE:.0%} of what was left", rest_s
         return "another node drafts for it", 0.0
 
     def offer(
@@ -118,17 +123,6 @@ class Reputation:
     def has_time_to_grow(self, node: NodeLink) -> bool:
         """Whether steps last so long that the node's trees can become large."""
         return 0.0 < SLOW_STEP_LEVELS * node.level_time_s <= self.step_time_s
-
-
-def _brought(result: EntryResult) -> tuple[int, int]:
-    """Tokens that nodes alone had guessed, and those that they or nobody had.
-
-    What the engine had by itself is no merit of a node that had it too, and no fault of one that
-    had not. Two nodes of a session are judged as one: the steps of a quick one leave a slow one
-    behind, which may be good enough by itself.
-    """
-    others = [token for token in result.sources if not (token.ngram or token.own)]
-    return sum(token.source > 0 for token in others), len(others)
 
 
 def _level_time_s(node: NodeLink, num_sessions: int) -> float:

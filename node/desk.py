@@ -224,8 +224,9 @@ class Desk:
             self._leases.pop(session.opened.lease_id, None)
 
     def _end(self, message: Close) -> None:
+        is_last = [*self._sessions] == [message.session_no]
         self._close(message.session_no)
-        if message.rest_s and not self._sessions:  # it is said with each of them
+        if message.rest_s and is_last:  # it is said with each of them
             log.info("resting for %.0f s: too few of its guesses were used", message.rest_s)
 
     def _release(self, session: _Desk, reason: str) -> list[Release]:

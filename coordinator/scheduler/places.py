@@ -97,9 +97,6 @@ class Places:
     def node(self, peer_id: PeerId) -> NodeOffer:
         return self._nodes[peer_id]
 
-    def num_sessions(self, peer_id: PeerId) -> int:
-        return self._num_sessions[peer_id]
-
     def gain(self, peer_id: PeerId) -> float:
         """Tokens a step that each session at the node gains, with as many as it has now."""
         return self._gain(self._nodes[peer_id], max(1, self._num_sessions[peer_id]))

@@ -58,7 +58,8 @@ def pipeline(
         bool, typer.Option("--resume", help="Go on with what the --json file holds already.")
     ] = False,
     repeat: Annotated[
-        bool, typer.Option("--all", help=f"Every mode {NUM_REPEATS} times, in turns; means.")
+        bool,
+        typer.Option("--all", help=f"Every mode {NUM_REPEATS} times, the second-best trees too."),
     ] = False,
 ) -> None:
     """Tokens per second with volunteers against every way of doing without them."""

@@ -266,7 +266,7 @@ async def test_a_node_whose_guesses_never_come_true_rests_and_is_tried_again(
         closed = await node.hear(Close)
         assert closed.session_no == number
         assert closed.rest_s == pytest.approx(FIRST_REST_S, abs=0.5)
-        assert f"fewer than {LEAST_SHARE:.0%} of what could be its guesses" in closed.reason
+        assert f"fewer than {LEAST_SHARE:.0%} of what was left" in closed.reason
         (view,) = swarm.coordinator.status.network().nodes
         assert view.num_sessions == 0
         assert view.rest_s == pytest.approx(FIRST_REST_S, abs=0.5)

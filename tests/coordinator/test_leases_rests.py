@@ -87,9 +87,10 @@ async def test_requests_of_one_token_are_held_against_nobody() -> None:
     assert world.leases.of_session(session) == [lease]
 
 
-async def test_a_node_that_is_never_in_time_has_a_while_to_come() -> None:
+async def test_a_node_that_reads_a_long_prompt_has_a_while_to_come() -> None:
     world, session, (lease,) = await drafted("a")
-    lease.opened_s, lease.patience_s = world.now_s, 30.0
+    lease.begin(world.leases.nodes[0], world.now_s)
+    lease.patience_s = 30.0
     serve(world, session, [NOBODY] * 8, 29.0, is_seen=False)
     assert world.leases.of_session(session) == [lease]
     serve(world, session, [NOBODY] * 8, is_seen=False)
@@ -116,6 +117,20 @@ async def test_who_had_a_token_second_has_brought_it_too() -> None:
     assert world.leases.of_session(session) == [first]
 
 
+async def test_one_whose_trees_are_always_dead_is_found_out_in_short_answers_too() -> None:
+    world, session, (lease,) = await drafted("a")
+    for number in range(2, 60):
+        serve(world, session, [NOBODY] * 8, 1.0, is_seen=False)
+        if world.leases.rest_s(lease.peer_id):
+            return
+        world.sessions.remove(session)
+        world.leases.close(session, "stop")
+        session = world.session(number)
+        (lease,) = world.leases.of_session(session)
+        lease.tree_no, lease.proposed_s = 1, world.now_s  # it proposes at once
+    raise AssertionError("it is never sent away")
+
+
 async def test_a_lost_lease_is_not_resumed_during_a_rest() -> None:
     world, session, (lease,) = await drafted("a")
     while not world.leases.rest_s(lease.peer_id):
@@ -123,7 +138,7 @@ async def test_a_lost_lease_is_not_resumed_during_a_rest() -> None:
     world.leases.leave(world.leases.nodes[0])  # before the next review
     resume = m.Resume(lease.lease_id, session.prompt_length)
     node, wire = await world.node("a")
-    assert await ask(node, wire, world.leases, resume) == "resting"
+    assert await ask(node, wire, world.leases, resume) == "full"
     world.now_s += 10.0
     assert await ask(node, wire, world.leases, resume) == "open"
 
@@ -138,5 +153,5 @@ async def test_after_its_rest_it_has_one_session_until_it_is_judged_again() -> N
     world.later(10.0)
     (lease,) = world.leases.of_node(node)
     tokens = [TokenSource(lease.source), *[NOBODY] * 7]
-    serve(world, lease.session, tokens)
+    serve(world, lease.session, tokens, 15.0)
     assert len(world.leases.of_node(node)) == 3

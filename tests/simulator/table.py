@@ -111,7 +111,7 @@ def crossover(
     say(f"| engine | round trip | {' | '.join(f'{ms:.0f} ms' for ms in levels)} |")
     say("| --- " * (len(levels) + 2) + "|")
     for name, costs in ENGINES.items():
-        if name == "paper-32b":
+        if name == "paper-32b":  # an a100, too
             continue
         bench = Bench(book, replace(base, engine=costs))
         alone = bench.run("EN").full_tokens_per_s
