@@ -417,6 +417,7 @@ async def test_malformed_configuration_is_refused_before_anything_starts() -> No
                 pass
 
 
+@pytest.mark.alone
 async def test_round_trips_are_quick() -> None:
     """No 250 ms before a connection, no 40 ms of Nagle, no polling."""
     async with echo_server() as (_, address), client() as theirs:

@@ -316,7 +316,14 @@ def test_a_tree_has_levels_and_vertices(depth: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("max_batch", [0, 64])
-def test_a_thousand_sessions_are_planned_in_about_a_millisecond(max_batch: int) -> None:
+def test_the_time_of_a_plan_grows_with_the_sessions_and_not_faster(max_batch: int) -> None:
+    """A thousand take a millisecond (`python -m tests.benchmarks share`)."""
+    few, many = (min(planning_s(number, max_batch) for _ in range(20)) for number in (250, 2000))
+    assert many < 3 * 8 * few
+
+
+def planning_s(num_sessions: int, max_batch: int) -> float:
+    """Processor time of one plan."""
     rng = random.Random(1)
     sessions = [
         SessionState(
@@ -327,13 +334,10 @@ def test_a_thousand_sessions_are_planned_in_about_a_millisecond(max_batch: int) 
             queue=rng.randint(0, 7),
             last_step=rng.randint(980, 999),
         )
-        for n in range(1000)
+        for n in range(num_sessions)
     ]
-    nodes = {n: [SourceFactor(n, 1.0)] for n in range(1000)}
-    limits = PlanLimits(max_sessions=1000, max_batch=max_batch)
-    times = []
-    for _ in range(50):
-        started_s = time.perf_counter()
-        plan(1.0, sessions, COSTS, limits, 1000, nodes.__getitem__)
-        times.append(time.perf_counter() - started_s)
-    assert min(times) < 0.003  # 1 ms on an idle machine; a busy one must not fail the test
+    nodes = {n: [SourceFactor(n, 1.0)] for n in range(num_sessions)}
+    limits = PlanLimits(max_sessions=num_sessions, max_batch=max_batch)
+    started_s = time.process_time()
+    plan(1.0, sessions, COSTS, limits, 1000, nodes.__getitem__)
+    return time.process_time() - started_s
