@@ -317,7 +317,7 @@ def test_a_tree_has_levels_and_vertices(depth: int, width: int) -> None:
 
 @pytest.mark.parametrize("max_batch", [0, 64])
 def test_the_time_of_a_plan_grows_with_the_sessions_and_not_faster(max_batch: int) -> None:
-    """A thousand take a millisecond (`python -m tests.benchmarks share`)."""
+    """A thousand took 0.4 to 1 ms on an idle machine; how long on this one says nothing."""
     few, many = (min(planning_s(number, max_batch) for _ in range(20)) for number in (250, 2000))
     assert many < 3 * 8 * few
 
