@@ -13,7 +13,7 @@ A100_ONE = Situation("a100-32b", 0.7, 1, ("3x8", "4x8"), ("2x8", "3x8"), 2.0)
 H200 = Situation("h200-14b", 0.7, 8, ("2x4", "2x8"), ("1x4", "1x8"), 6.0)
 BIG = Situation("big-70b", 0.7, 8, ("4x8", "4x4"), ("3x4", "3x8"), 2.0)
 PAPER_4 = Situation("paper-32b", 0.7, 4, ("4x8", "4x4"), ("3x8", "3x4"), 2.0)
-CPU_ONE = Situation("", 0.7, 1, (), (), 1.0, num_turns=4)
+CPU_ONE = Situation("", 0.7, 1, (), (), 1.0, num_turns=2)
 CPU_MANY = Situation("", 0.7, 8, (), (), 1.0, num_turns=8)
 SITUATIONS = (A100, A100_GREEDY, A100_MANY, A100_ONE, H200, BIG, PAPER_4, CPU_ONE, CPU_MANY)
 
