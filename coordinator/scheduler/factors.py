@@ -5,12 +5,10 @@ whether its rows were verified or not, so a drafter is judged for free. Nothing 
 token: a lie costs the liar rows.
 """
 
-from collections import OrderedDict
-from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
 from coordinator.engine.messages import SourceFactor
+from coordinator.scheduler.recent import Recent
 from specedge_p2p.names import PeerId
 
 _KEPT = 0.97
@@ -60,25 +58,6 @@ class Factor:
         self._predicted *= _FADED
 
 
-_Key = TypeVar("_Key", bound=Hashable)
-_Value = TypeVar("_Value")
-
-
-@dataclass(slots=True)
-class _Recent(Generic[_Key, _Value]):
-    """The entries that changed last, at most `most` of them."""
-
-    most: int
-    entries: OrderedDict[_Key, _Value] = field(default_factory=OrderedDict)
-
-    def put(self, key: _Key, value: _Value) -> list[tuple[_Key, _Value]]:
-        """Returns what is forgotten for it."""
-        self.entries[key] = value
-        self.entries.move_to_end(key)
-        num_over = len(self.entries) - self.most
-        return [self.entries.popitem(last=False) for _ in range(num_over)]
-
-
 @dataclass(slots=True)
 class Quality:
     """Share of the first levels of one draft model that had the target's choice.
@@ -89,8 +68,8 @@ class Quality:
     """
 
     number: int = 0
-    _voices: "_Recent[PeerId, tuple[float, float]]" = field(
-        default_factory=lambda: _Recent(_MAX_VOICES)
+    _voices: Recent[PeerId, tuple[float, float]] = field(
+        default_factory=lambda: Recent(_MAX_VOICES)
     )
     """(hits, trees) of each."""
     _weight: float = 0.0
@@ -127,8 +106,8 @@ class Factors:
     def __init__(self, max_keys: int = 20_000) -> None:
         if max_keys < 1:
             raise ValueError("at least one node must be remembered")
-        self._nodes: _Recent[PeerId, Factor] = _Recent(max_keys)
-        self._drafts: _Recent[bytes, Quality] = _Recent(max_keys)
+        self._nodes: Recent[PeerId, Factor] = Recent(max_keys)
+        self._drafts: Recent[bytes, Quality] = Recent(max_keys)
         self._num_drafts = 0
 
     def observe(self, peer_id: PeerId, fingerprint: bytes, predicted: float, is_hit: bool) -> None:

@@ -39,7 +39,7 @@ class NodeOffer:
         skill: what it brings, as a share of what is predicted of a typical draft model.
         stall_share: share of its levels that stalled.
         is_resting: its guesses do not pay; it gets no session for a while.
-        is_on_probation: it has rested and has not brought enough since; it gets one session at most.
+        is_on_probation: it has rested and not brought enough since; it gets one session at most.
     """
 
     peer_id: PeerId

@@ -13,11 +13,10 @@ Only what the target chose counts here. A node that comes under a new name is ju
 can take that way is one judgement's time.
 """
 
-from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic
 
-Key = TypeVar("Key", bound=Hashable)
+from coordinator.scheduler.recent import Key, Recent
 
 LEAST_SHARE = 0.05
 """Of the tokens that count, this share must have been guessed by nodes."""
@@ -43,7 +42,7 @@ class _Record:
 class Rests(Generic[Key]):
     """Per node: what it brought since it was last judged, and until when it rests."""
 
-    _known: dict[Key, _Record] = field(default_factory=dict)
+    _known: Recent[Key, _Record] = field(default_factory=lambda: Recent(MAX_KEYS))
 
     def observe(
         self, key: Key, num_own: int, num_accepted: int, num_counted: int, now_s: float
@@ -59,10 +58,8 @@ class Rests(Generic[Key]):
         """
         if not num_counted:
             return
-        record = self._known.pop(key, None) or _Record(now_s, now_s)
-        self._known[key] = record  # most recently heard of last
-        if len(self._known) > MAX_KEYS:
-            del self._known[next(iter(self._known))]
+        record = self._known.entries.get(key) or _Record(now_s, now_s)
+        self._known.put(key, record)
         if now_s < record.since_s:
             return
         if not record.num_counted or now_s > record.heard_s + JUDGED_S:
@@ -84,10 +81,10 @@ class Rests(Generic[Key]):
 
     def rest_s(self, key: Key, now_s: float) -> float:
         """For how long the node still rests; 0 where it does not."""
-        record = self._known.get(key)
+        record = self._known.entries.get(key)
         return 0.0 if record is None else max(0.0, record.since_s - now_s)
 
     def is_on_probation(self, key: Key) -> bool:
         """Whether it has rested, and has not brought enough since."""
-        record = self._known.get(key)
+        record = self._known.entries.get(key)
         return record is not None and record.next_rest_s > FIRST_REST_S

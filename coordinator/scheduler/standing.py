@@ -1,10 +1,9 @@
 """What nodes brought so far, beside what was predicted of them; claims count for nothing here."""
 
-from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic
 
-Key = TypeVar("Key", bound=Hashable)
+from coordinator.scheduler.recent import Key, Recent
 
 MAX_KEYS = 16_384
 """Nodes remembered; the longest unheard of are forgotten first."""
@@ -35,7 +34,7 @@ class Standings(Generic[Key]):
     to guess is no fault of a node.
     """
 
-    _known: dict[Key, _Standing] = field(default_factory=dict)
+    _known: Recent[Key, _Standing] = field(default_factory=lambda: Recent(MAX_KEYS))
     _accepted: float = 0.0
     _predicted: float = 0.0
 
@@ -71,7 +70,7 @@ class Standings(Generic[Key]):
             key: the node.
             believed: what is believed before anything was seen of it.
         """
-        standing = self._known.get(key)
+        standing = self._known.entries.get(key)
         if standing is None or standing.predicted <= 0.0:
             return believed
         belief = BELIEF_ROUNDS * standing.predicted / standing.weight
@@ -81,13 +80,10 @@ class Standings(Generic[Key]):
 
     def stall_share(self, key: Key) -> float:
         """Share of the node's levels that stalled."""
-        standing = self._known.get(key)
+        standing = self._known.entries.get(key)
         return 0.0 if standing is None else standing.stalls / (standing.levels + BELIEF_LEVELS)
 
     def _standing(self, key: Key) -> _Standing:
-        """Most recently heard of last."""
-        standing = self._known.pop(key, None) or _Standing()
-        self._known[key] = standing
-        if len(self._known) > MAX_KEYS:
-            del self._known[next(iter(self._known))]
+        standing = self._known.entries.get(key) or _Standing()
+        self._known.put(key, standing)
         return standing

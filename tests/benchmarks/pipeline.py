@@ -74,7 +74,8 @@ async def measure(
     `keep` gets what is known so far after every serving: a long run may be stopped, and goes on
     where it was when it is given its runs as `known`.
     """
-    cells = [cell for cell in effort.cells if effort.only in cell.name]
+    known_cells = effort.cells
+    cells = [cell for cell in known_cells if effort.only in cell.name]
     workload = workload_of(effort)
     found: dict[str, list[Run]] = {}
     for one in known:
@@ -87,8 +88,8 @@ async def measure(
                 result = _run(measured)
                 found.setdefault(result.row.name, []).append(result)
                 say(f"  {result.row.tokens_per_s:.0f} tokens/s, late {result.row.late_share:.2%}")
-                keep(_figures(effort.cells, found))
-    return _figures(effort.cells, found)
+                keep(_figures(known_cells, found))
+    return _figures(known_cells, found)
 
 
 def _figures(cells: Sequence[Cell], found: Mapping[str, Sequence[Run]]) -> Figures:

@@ -12,6 +12,8 @@ from tests.simulator.traces import TraceBook
 from tests.simulator.world import NodePlan, World, WorldPlan
 
 Say = Callable[[str], None]
+COMPARED = {name: costs for name, costs in ENGINES.items() if name != "paper-32b"}
+"""The paper's device is an a100, too."""
 LEVELS = ("rtx4090-1.7b", "paper-node", "slow-15ms")
 
 
@@ -89,9 +91,7 @@ def equal_sessions(
     say(f"{base.num_sessions} sessions, {num_nodes} nodes; with n-gram / without, engine drafts")
     say(f"| | A, N, B, BN | {heads} | 11 ms levels |")
     say("|---" * (len(round_trips_ms) + 3) + "|")
-    for name, costs in ENGINES.items():
-        if name == "paper-32b":
-            continue
+    for name, costs in COMPARED.items():
         for temperature in temperatures:
             started = time.perf_counter()
             bench = Bench(book, replace(base, engine=costs, temperature=temperature))
@@ -110,9 +110,7 @@ def crossover(
     say(f"{base.num_sessions} sessions, {num_nodes} nodes, over the same engine alone")
     say(f"| engine | round trip | {' | '.join(f'{ms:.0f} ms' for ms in levels)} |")
     say("| --- " * (len(levels) + 2) + "|")
-    for name, costs in ENGINES.items():
-        if name == "paper-32b":  # an a100, too
-            continue
+    for name, costs in COMPARED.items():
         bench = Bench(book, replace(base, engine=costs))
         alone = bench.run("EN").full_tokens_per_s
         for rtt in round_trips_ms:
@@ -135,9 +133,7 @@ def equal_batch(book: TraceBook, base: WorldPlan, temperatures: Sequence[float],
     say("24 sessions on 4 nodes, at most 8 in a step, 15 ms; against 8 sessions alone")
     say("| | A, N, B, BN | C / C- | H | 50 ms | useless | H, useless |")
     say("|---" * 7 + "|")
-    for name, costs in ENGINES.items():
-        if name == "paper-32b":
-            continue
+    for name, costs in COMPARED.items():
         for temperature in temperatures:
             few = replace(base, engine=costs, temperature=temperature, num_sessions=8)
             alone = Bench(book, few).alone()
