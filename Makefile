@@ -47,7 +47,7 @@ bench: $(VENV)/.ready  ## benchmarks: make bench ARGS="pipeline --json FILE"
 
 soak: $(VENV)/.ready  ## the long tests
 	@.ci/system-packages test
-	HYPOTHESIS_PROFILE=soak $(RUN)/python -m pytest -q tests/swarm tests/soak $(ARGS)
+	HYPOTHESIS_PROFILE=soak $(RUN)/python -m pytest -q --schedule-seed=$(shell date +%s) tests/swarm tests/soak $(ARGS)
 	$(RUN)/python -m tests.benchmarks pipeline --all --json figures.json --markdown figures.md --svg figures.svg
 
 format: $(VENV)/.ready  ## format the code

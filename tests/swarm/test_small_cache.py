@@ -12,7 +12,7 @@ from specedge_p2p.lm.toy import ToyModel
 from tests.support.swarm import ENDLESS, SwarmSettings, running_swarm
 
 PAGE_ROWS = 16
-NUM_SESSIONS = 16
+NUM_SESSIONS = 12
 COMMON = "You are a helpful assistant. Answer in the fewest words that will do. "
 
 
@@ -22,7 +22,7 @@ async def test_law1_output_when_sessions_have_to_make_room(
 ) -> None:
     random = Random(max_batch)
     jobs = {
-        seed: (COMMON[: random.choice([0, 70])] + f"Question {seed}", random.choice([8, 60, 180]))
+        seed: (COMMON[: random.choice([0, 70])] + f"Question {seed}", random.choice([100, 180]))
         for seed in range(NUM_SESSIONS)
     }
     num_wanted = sum(len(prompt) + length for prompt, length in jobs.values())
