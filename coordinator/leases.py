@@ -14,7 +14,8 @@ from coordinator.matchmaker import Matchmaker
 from coordinator.node_link import NodeLink
 from coordinator.reputation import Reputation
 from coordinator.scheduler.factors import Factors
-from coordinator.scheduler.matching import MAX_DRAFTERS, Assignment, Matching
+from coordinator.scheduler.matching import MAX_DRAFTERS, Assignment, Dismissal, Matching
+from coordinator.scheduler.rests import LEAST_SHARE
 from coordinator.sessions import Committed, Session, Sessions
 from specedge_p2p.names import LeaseId, PeerId
 from specedge_p2p.wire.build import split_verdict
@@ -24,6 +25,9 @@ Clock = Callable[[], float]
 
 MANY_UNVERIFIED = 512
 """Live vertices allowed where a step takes so long that a tree can grow to that size."""
+OTHER_DRAFTS = "another node drafts for it"
+DOES_NOT_PAY = f"nodes had guessed fewer than {LEAST_SHARE:.0%} of what was left"
+"""What a node is told when its session goes on without it."""
 
 
 class Leases:
@@ -168,7 +172,7 @@ class Leases:
     def _apply(self, matching: Matching, sessions: list[Session]) -> None:
         by_id = {session.session_id: session for session in sessions}
         for gone in matching.dismissals:
-            self._dismiss(by_id[gone.session_id], gone.peer_id)
+            self._dismiss(by_id[gone.session_id], gone)
         for come in matching.assignments:
             self._open(by_id[come.session_id], come)
 
@@ -268,15 +272,16 @@ class Leases:
         self._allow_more(lease, node)
         node.post(*opening(lease, self.max_context, resumed_at))
 
-    def _dismiss(self, session: Session, peer_id: PeerId) -> None:
+    def _dismiss(self, session: Session, gone: Dismissal) -> None:
         """End the lease of one node; the session goes on with others."""
         self._matchmaker.dismissed(session)
+        reason = DOES_NOT_PAY if gone.rest_s else OTHER_DRAFTS
         for lease in self._book.active(session):
-            if lease.peer_id == peer_id and lease.node is not None:
+            if lease.peer_id == gone.peer_id and lease.node is not None:
                 node, session_no = lease.node, lease.session_no
                 self._detach(lease)
                 self._book.remove(lease)
-                node.post(Close(session_no, *self._reputation.why_gone(peer_id, self._clock())))
+                node.post(Close(session_no, reason, gone.rest_s))
 
     def _detach(self, lease: Lease) -> None:
         if lease.node is not None:

@@ -10,7 +10,7 @@ from coordinator.node_link import NodeLink
 from coordinator.scheduler.factors import Factors
 from coordinator.scheduler.needs import PATIENCE_S, Drafter
 from coordinator.scheduler.places import NodeOffer, shared_level_s, typical_gain
-from coordinator.scheduler.rests import LEAST_SHARE, Rests
+from coordinator.scheduler.rests import Rests
 from coordinator.scheduler.standing import Standings
 from specedge_p2p.names import PeerId
 
@@ -93,13 +93,6 @@ class Reputation:
         """For how long the node still rests, because its guesses do not pay; 0 where they do."""
         return self._rests.rest_s(peer_id, now_s)
 
-    def why_gone(self, peer_id: PeerId, now_s: float) -> tuple[str, float]:
-        """Why a node is sent away, and for how long it rests."""
-        rest_s = self.rest_s(peer_id, now_s)
-        if rest_s:
-            return f"nodes had guessed fewer than {LEAST_SHARE:.0%} of what was left", rest_s
-        return "another node drafts for it", 0.0
-
     def offer(
         self, node: NodeLink, num_sessions: int, now_s: float, *, is_allowed: bool = False
     ) -> NodeOffer:
@@ -116,7 +109,7 @@ class Reputation:
             draft=self._factors.draft(fingerprint),
             skill=self._standings.skill(key, self._draft_standings.skill(fingerprint)),
             stall_share=self._standings.stall_share(key),
-            is_resting=self.rest_s(key, now_s) > 0.0,
+            rest_s=self.rest_s(key, now_s),
             is_on_probation=self._rests.is_on_probation(key),
         )
 

@@ -43,10 +43,11 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Dismissal:
-    """The node drafts for the session no more."""
+    """The node drafts for the session no more, and for so long for no other."""
 
     session_id: SessionId
     peer_id: PeerId
+    rest_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ class _Matcher:
 
     def _dismiss_resting(self, session: SessionNeed) -> None:
         for drafter in self._present[session.session_id]:
-            if self._places.node(drafter.peer_id).is_resting:
+            if self._places.node(drafter.peer_id).rest_s:
                 self._dismiss(session, drafter)
 
     def _dismiss_surplus(self, session: SessionNeed) -> None:
@@ -155,7 +156,8 @@ class _Matcher:
         return first.draft != second.draft and self._places.gain(second.peer_id) >= enough
 
     def _dismiss(self, session: SessionNeed, drafter: Drafter) -> None:
-        self._dismissals.append(Dismissal(session.session_id, drafter.peer_id))
+        rest_s = self._places.node(drafter.peer_id).rest_s
+        self._dismissals.append(Dismissal(session.session_id, drafter.peer_id, rest_s))
         kept = [d for d in self._present[session.session_id] if d is not drafter]
         self._present[session.session_id] = tuple(kept)
         self._places.leave(drafter.peer_id)

@@ -38,7 +38,7 @@ class NodeOffer:
         draft: number of its draft model.
         skill: what it brings, as a share of what is predicted of a typical draft model.
         stall_share: share of its levels that stalled.
-        is_resting: its guesses do not pay; it gets no session for a while.
+        rest_s: so long it gets no session, because its guesses do not pay; 0 where they do.
         is_on_probation: it has rested and not brought enough since; it gets one session at most.
     """
 
@@ -52,12 +52,12 @@ class NodeOffer:
     draft: int = 0
     skill: float = 1.0
     stall_share: float = 0.0
-    is_resting: bool = False
+    rest_s: float = 0.0
     is_on_probation: bool = False
 
     @property
     def room(self) -> int:
-        if self.is_resting:
+        if self.rest_s:
             return 0
         return min(1, self.max_sessions) if self.is_on_probation else self.max_sessions
 

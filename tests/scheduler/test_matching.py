@@ -142,7 +142,7 @@ def test_where_neither_of_two_is_heard_a_third_takes_the_place_of_the_lesser(
     result = match([held], [*pair, offer("z", skill=0.5)])
     assert (go(result), come(result)) == ([("a", who_goes)], [("a", "z")])
     assert result.assignments[0].is_standby
-    for third in (offer("z", 1, num_sessions=1), offer("z", is_resting=True)):
+    for third in (offer("z", 1, num_sessions=1), offer("z", rest_s=10.0)):
         assert match([held], [*pair, third]) == Matching()
     assert match([replace(held, released_by=frozenset([PeerId("z")]))], [*pair, offer("z")]) == (
         Matching()
@@ -189,10 +189,11 @@ def test_few_sessions_move_at_once() -> None:
 
 
 def test_a_resting_node_has_no_session_until_it_is_tried_again() -> None:
-    resting = offer("z", num_sessions=3, is_resting=True)
+    resting = offer("z", num_sessions=3, rest_s=10.0)
     sessions = [need(name, nodes=["z"]) for name in "abc"]
     result = match(sessions, [resting])
     assert sorted(go(result)) == [("a", "z"), ("b", "z"), ("c", "z")]
+    assert {gone.rest_s for gone in result.dismissals} == {10.0}
     assert come(result) == []
     result = match(sessions, [resting, offer("good", 2)])
     assert len(go(result)) == 3
@@ -203,7 +204,7 @@ def test_a_resting_node_has_no_session_until_it_is_tried_again() -> None:
     late = need("a", nodes=[drafter("x", is_late=True)])
     idle = replace(resting, num_sessions=0)
     assert match([late], [offer("x", num_sessions=1), idle]) == Matching()
-    assert come(match([late], [offer("x", num_sessions=1), replace(idle, is_resting=False)])) == [
+    assert come(match([late], [offer("x", num_sessions=1), replace(idle, rest_s=0.0)])) == [
         ("a", "z")
     ]
 

@@ -104,7 +104,7 @@ def networks(draw: st.DrawFn) -> list[NodeOffer]:
             draw(st.integers(0, 3)),
             round_trip_s=draw(st.sampled_from((0.01, 0.02, 0.05))),
             level_time_s=draw(st.sampled_from((0.004, 0.01))),
-            is_resting=draw(st.booleans()),
+            rest_s=draw(st.sampled_from([0.0, 10.0])),
             is_on_probation=draw(st.booleans()),
             is_allowed=draw(st.booleans()),
         )
