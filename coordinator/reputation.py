@@ -11,7 +11,7 @@ from coordinator.scheduler.factors import Factors
 from coordinator.scheduler.needs import PATIENCE_S, Drafter
 from coordinator.scheduler.places import NodeOffer, shared_level_s, typical_gain
 from coordinator.scheduler.rests import Rests
-from coordinator.scheduler.standing import Standings
+from coordinator.scheduler.standing import DraftStandings, Standings
 from specedge_p2p.names import PeerId
 
 STALL_S, STALL_LEVELS = 0.1, 8
@@ -29,7 +29,7 @@ class Reputation:
     def __init__(self, factors: Factors, step_time_s: float = 0.04) -> None:
         self._factors = factors
         self._standings: Standings[PeerId] = Standings()
-        self._draft_standings: Standings[bytes] = Standings()
+        self._draft_standings = DraftStandings()
         """Of all nodes with the same draft model: the belief in one that is new."""
         self._rests: Rests[PeerId] = Rests()
         self.step_time_s = step_time_s
@@ -55,7 +55,7 @@ class Reputation:
         level_time_s = _level_time_s(node, num_sessions)
         predicted = typical_gain(level_time_s, node.round_trip_s, self.step_time_s)
         self._standings.observe_round(node.peer_id, num_accepted, predicted)
-        self._draft_standings.observe_round(fingerprint, num_accepted, predicted)
+        self._draft_standings.observe_round(fingerprint, node.peer_id, num_accepted, predicted)
         is_first = result.from_position == lease.session.prompt_length
         lease.has_lived |= seen is not None and not is_first
         is_due = lease.has_lived or now_s > lease.due_s + (node.round_trip_s or 0.0)
@@ -98,6 +98,7 @@ class Reputation:
     ) -> NodeOffer:
         """The node as matching sees it."""
         key, fingerprint = node.peer_id, node.hello.model_fingerprint
+        believed = self._draft_standings.skill(fingerprint, self._standings.common)
         return NodeOffer(
             peer_id=key,
             max_sessions=node.max_sessions,
@@ -107,7 +108,7 @@ class Reputation:
             level_time_s=node.level_time_s,
             level_session_time_s=node.level_session_time_s,
             draft=self._factors.draft(fingerprint),
-            skill=self._standings.skill(key, self._draft_standings.skill(fingerprint)),
+            skill=self._standings.skill(key, believed),
             stall_share=self._standings.stall_share(key),
             rest_s=self.rest_s(key, now_s),
             is_on_probation=self._rests.is_on_probation(key),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from coordinator.engine.messages import SourceFactor
 from coordinator.scheduler.recent import Recent
+from coordinator.scheduler.voices import Voices
 from specedge_p2p.names import PeerId
 
 _KEPT = 0.97
@@ -19,9 +20,6 @@ _BELIEF = 2.0
 _QUALITY_KEPT = 0.995
 _QUALITY_BELIEF = 0.5
 _QUALITY_WEIGHT = 8.0
-_MAX_VOICES = 256
-_OWN = PeerId("")
-"""The engine's own voice."""
 
 NUM_TREES_ON_TRIAL = 8
 """Trees that a new drafter is scored on before it is believed in full."""
@@ -60,39 +58,14 @@ class Factor:
 
 @dataclass(slots=True)
 class Quality:
-    """Share of the first levels of one draft model that had the target's choice.
-
-    It is the mean over those who say that they draft with it, each weighed by the hits that it had:
-    which model a node drafts with is its own word, and one that is never right says nothing of it.
-    The engine knows what it drafts with, and is weighed by its trees.
-    """
+    """Share of the first levels of one draft model that had the target's choice."""
 
     number: int = 0
-    _voices: Recent[PeerId, tuple[float, float]] = field(
-        default_factory=lambda: Recent(_MAX_VOICES)
-    )
-    """(hits, trees) of each."""
-    _weight: float = 0.0
-    _weighed: float = 0.0
+    voices: Voices = field(default_factory=lambda: Voices(_QUALITY_KEPT))
 
     @property
     def value(self) -> float:
-        belief = _QUALITY_BELIEF * _QUALITY_WEIGHT
-        return (belief + max(0.0, self._weighed)) / (_QUALITY_WEIGHT + max(0.0, self._weight))
-
-    def observe(self, peer_id: PeerId, *, is_hit: bool) -> None:
-        hits, trees = self._voices.entries.get(peer_id, (0.0, 0.0))
-        self._count(peer_id, hits, trees, -1.0)
-        hits, trees = _QUALITY_KEPT * hits + is_hit, _QUALITY_KEPT * trees + 1.0
-        self._count(peer_id, hits, trees, 1.0)
-        for gone, voice in self._voices.put(peer_id, (hits, trees)):
-            self._count(gone, *voice, -1.0)
-
-    def _count(self, peer_id: PeerId, hits: float, trees: float, sign: float) -> None:
-        if trees:
-            weight = sign * (trees if peer_id == _OWN else hits)
-            self._weight += weight
-            self._weighed += weight * hits / trees
+        return self.voices.share(_QUALITY_BELIEF, _QUALITY_WEIGHT)
 
 
 class Factors:
@@ -115,11 +88,11 @@ class Factors:
         factor = self._nodes.entries.get(peer_id) or Factor()
         factor.observe(predicted, is_hit=is_hit)
         self._nodes.put(peer_id, factor)
-        self._draft(fingerprint).observe(peer_id, is_hit=is_hit)
+        self._draft(fingerprint).voices.observe(peer_id, float(is_hit), 1.0)
 
     def observe_own(self, fingerprint: bytes, *, is_hit: bool) -> None:
         """A tree that the engine made with this draft model was judged."""
-        self._draft(fingerprint).observe(_OWN, is_hit=is_hit)
+        self._draft(fingerprint).voices.observe_own(float(is_hit), 1.0)
 
     def source(self, number: int, peer_id: PeerId, fingerprint: bytes) -> SourceFactor:
         """What is believed of a node's trees, as source `number` of a session.

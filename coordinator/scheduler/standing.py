@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from typing import Generic
 
 from coordinator.scheduler.recent import Key, Recent
+from coordinator.scheduler.voices import Voices
+from specedge_p2p.names import PeerId
 
 MAX_KEYS = 16_384
 """Nodes remembered; the longest unheard of are forgotten first."""
@@ -87,3 +89,29 @@ class Standings(Generic[Key]):
         standing = self._known.entries.get(key) or _Standing()
         self._known.put(key, standing)
         return standing
+
+
+class DraftStandings:
+    """Per draft model, by its fingerprint: what the nodes that say they have it brought."""
+
+    def __init__(self) -> None:
+        self._known: Recent[bytes, Voices] = Recent(MAX_KEYS)
+
+    def observe_round(
+        self, fingerprint: bytes, peer_id: PeerId, num_accepted: int, predicted: float
+    ) -> None:
+        """As in Standings, of a node that says it has this draft model."""
+        # Little is predicted of who claims to be slow; it shall not be worth much for that.
+        expected = max(predicted, num_accepted / MOST_SKILL)
+        if expected > 0.0:
+            voices = self._known.entries.get(fingerprint) or Voices(MEMORY)
+            voices.observe(peer_id, num_accepted, expected)
+            self._known.put(fingerprint, voices)
+
+    def skill(self, fingerprint: bytes, common: float) -> float:
+        """What to believe of a node of which nothing was seen; `common` is that of all nodes."""
+        voices = self._known.entries.get(fingerprint)
+        if voices is None:
+            return 1.0
+        share = voices.share(common, BELIEF_ROUNDS) / common
+        return min(MOST_SKILL, max(LEAST_SKILL, share))

@@ -128,16 +128,6 @@ def test_an_overconfident_model_is_known_for_how_often_it_is_right() -> None:
     assert factors.quality(LARGE) == pytest.approx(0.45, abs=0.06)
 
 
-def test_law7_bounded_voices_on_a_draft_model() -> None:
-    factors = Factors()
-    for number in range(1000):
-        factors.observe(PeerId(str(number)), LARGE, 0.9, is_hit=number % 2 == 0)
-    quality = factors._draft(LARGE)
-    assert len(quality._voices.entries) == 256
-    assert quality._weight == pytest.approx(128)
-    assert quality.value == pytest.approx((4 + 128) / (8 + 128))
-
-
 def test_draft_models_are_numbered_once() -> None:
     factors = Factors()
     assert factors.draft(SMALL) == 1

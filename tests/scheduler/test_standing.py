@@ -7,8 +7,10 @@ from coordinator.scheduler.standing import (
     LEAST_SKILL,
     MAX_KEYS,
     MOST_SKILL,
+    DraftStandings,
     Standings,
 )
+from specedge_p2p.names import PeerId
 
 
 def rounds(standings: Standings[str], key: str, number: int, accepted: int) -> None:
@@ -90,3 +92,36 @@ def test_skills_stay_sane(seen: list[tuple[str, int, float]]) -> None:
         standings.observe_round(key, accepted, predicted)
     for key in "ab":
         assert LEAST_SKILL <= standings.skill(key) <= MOST_SKILL
+
+
+def test_a_new_node_is_believed_to_be_as_good_as_others_with_its_draft_model() -> None:
+    standings: Standings[str] = Standings()
+    drafts = DraftStandings()
+    assert drafts.skill(b"good", standings.common) == 1.0
+    for i in range(1000):
+        for draft, num_accepted in ((b"good", 2), (b"bad", i % 3 == 0)):
+            standings.observe_round(str(draft), num_accepted, 1.0)
+            drafts.observe_round(draft, PeerId(f"{draft!r} {i % 2}"), num_accepted, 1.0)
+    assert drafts.skill(b"good", standings.common) > 1.3
+    assert drafts.skill(b"bad", standings.common) < 0.7
+
+
+def test_law3_nodes_that_bring_nothing_spoil_no_draft_model_that_they_name() -> None:
+    drafts = DraftStandings()
+    for _ in range(300):
+        drafts.observe_round(b"good", PeerId("honest"), 1, 1.0)
+    before = drafts.skill(b"good", 1.0)
+    for number in range(100):  # an identity costs nothing
+        for _ in range(100):
+            drafts.observe_round(b"good", PeerId(f"liar {number}"), 0, 1.0)
+    assert drafts.skill(b"good", 1.0) == before
+
+
+@pytest.mark.parametrize("predicted", [0.0, 1e-9])
+def test_who_claims_to_be_slow_makes_no_draft_model_precious(predicted: float) -> None:
+    drafts = DraftStandings()
+    for _ in range(300):
+        drafts.observe_round(b"good", PeerId("honest"), 1, 1.0)
+        drafts.observe_round(b"good", PeerId("modest"), 1, predicted)
+        drafts.observe_round(b"good", PeerId("silent"), 0, predicted)
+    assert drafts.skill(b"good", 1.0) < 0.7 * MOST_SKILL
