@@ -4,13 +4,17 @@ import errno
 import logging
 import socket
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 
 import trio
 from fastapi import FastAPI
-from hypercorn.config import Config, Sockets
-from hypercorn.trio import serve
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.utils import repr_socket_addr
 
+from coordinator.gateway.http11 import Connection
 from specedge_p2p.errors import ClearError
 from specedge_p2p.tasks import TaskStatus
 
@@ -46,17 +50,6 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-class _Prepared(Config):  # type: ignore[misc]  # hypercorn is untyped here
-    """Serves on a socket that was bound beforehand."""
-
-    def __init__(self, listener: socket.socket) -> None:
-        super().__init__()
-        self._listener = listener
-
-    def create_sockets(self) -> Sockets:
-        return Sockets([], [self._listener], [])
 
 
 def _bind(bind: str, settings: ServerSettings) -> socket.socket:
@@ -103,24 +96,28 @@ async def serve_gateway(
         BindError: the address is malformed, taken or not this machine's.
     """
     settings = settings or ServerSettings()
-    listener = _bind(bind, settings)
-    with listener:
-        config = _Prepared(listener)
-        config.graceful_timeout = settings.graceful_timeout_s
+    with _bind(bind, settings) as listener:
+        config = Config()
         config.keep_alive_timeout = settings.idle_timeout_s
         config.include_server_header = False
         config.errorlog = _logger
         config.accesslog = None
         # read_timeout stays off: it would cut every stream whose client, rightly, sends nothing.
-        async with trio.open_nursery() as nursery:
-            urls = await nursery.start(_serve, app, config, stop)
-            task_status.started(urls[0])
+        listener.listen(config.backlog)
+        address = repr_socket_addr(listener.family, listener.getsockname())
+        context = WorkerContext(None)
+        async with trio.open_nursery() as connections:
 
+            async def serve_one(stream: trio.SocketStream) -> None:
+                await Connection(ASGIWrapper(app), config, context, {}, stream).run()
 
-async def _serve(
-    app: FastAPI,
-    config: Config,
-    stop: trio.Event,
-    task_status: TaskStatus[list[str]],
-) -> None:
-    await serve(app, config, shutdown_trigger=stop.wait, task_status=task_status)
+            async with trio.open_nursery() as accepting:
+                listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
+                accepting.start_soon(
+                    partial(trio.serve_listeners, serve_one, listeners, handler_nursery=connections)
+                )
+                task_status.started(f"http://{address}")
+                await stop.wait()
+                accepting.cancel_scope.cancel()
+            await context.terminated.set()
+            connections.cancel_scope.deadline = trio.current_time() + settings.graceful_timeout_s

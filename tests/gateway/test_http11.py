@@ -1,0 +1,125 @@
+"""One connection, whatever its client sends, is no concern of the others."""
+
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from random import Random
+
+import httpx
+import pytest
+import trio
+
+from coordinator.gateway import http11
+from tests.gateway.test_server import completion, connect, read_to_end, read_until
+from tests.support.gateways import Served, gateway
+
+UPGRADE = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: "
+H2C = UPGRADE + b"h2c\r\nHTTP2-Settings: a\r\n\r\n"
+WEBSOCKET = (
+    UPGRADE + b"websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
+    b"dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\4\0" + bytes(4)
+PRIORITIES = b"".join(
+    b"\0\0\5\2\0" + struct.pack(">IIB", 2 * number + 1, 0, 15) for number in range(1100)
+)
+PIPELINED = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@asynccontextmanager
+async def unharmed(served: Served) -> AsyncIterator[None]:
+    """A stream that runs beside it goes on, and new requests are answered."""
+    served.generations.say(is_endless=True)
+    async with await connect(served) as bystander:
+        await bystander.send_all(completion(stream=True))
+        await read_until(bystander, b"world")
+        yield
+        await read_until(bystander, b"world")
+        async with httpx.AsyncClient(base_url=served.url) as client:
+            assert (await client.get("/healthz")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        H2C,
+        PREFACE + PRIORITIES,
+        WEBSOCKET + b"\x81\x85early",
+        WEBSOCKET + PIPELINED,
+        b"\xff\xfe" * 500,
+        b"GET /\xff%ff HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\nmore",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"f" * 30 + b"\r\n",
+        completion()[:-4],
+    ],
+)
+async def test_a_connection_ends_alone(sent: bytes) -> None:
+    async with gateway() as served, unharmed(served), await connect(served) as stream:
+        await stream.send_all(sent)
+        await stream.send_eof()
+        with trio.fail_after(5):
+            await read_to_end(stream)
+
+
+async def test_a_fault_in_a_connection_ends_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = http11._Http11.handle
+
+    async def faulty(self: object, event: object) -> None:
+        if b"broken" in getattr(event, "data", b""):
+            raise RuntimeError("a fault")
+        await handle(self, event)
+
+    monkeypatch.setattr(http11._Http11, "handle", faulty)
+    async with gateway() as served, unharmed(served), await connect(served) as stream:
+        await stream.send_all(b"broken")
+        assert await read_to_end(stream) == b""
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_garbage_on_a_connection_harms_no_other(seed: int) -> None:
+    random = Random(seed)
+    whole = [completion(), completion(stream=True), H2C, WEBSOCKET, PREFACE, PIPELINED * 3]
+    async with gateway() as served, unharmed(served):
+        for _ in range(50):
+            sent = bytearray(random.choice(whole))
+            for _ in range(random.randrange(4)):
+                place = random.randrange(len(sent))
+                sent[place : place + random.randrange(3)] = random.randbytes(random.randrange(3))
+            async with await connect(served) as stream:
+                await stream.send_all(bytes(sent))
+                if random.random() < 0.5:
+                    with trio.move_on_after(0.01):
+                        await stream.receive_some(1000)
+
+
+@pytest.mark.parametrize("sent", [H2C, WEBSOCKET])
+async def test_a_wish_for_another_protocol_is_answered_in_this_one(sent: bytes) -> None:
+    async with gateway() as served, await connect(served) as stream:
+        for _ in range(2):
+            await stream.send_all(sent)
+            answer = await read_until(stream, b'"num_nodes":3')
+            assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+async def test_pipelined_requests_are_answered_in_turn() -> None:
+    async with gateway() as served, await connect(served) as stream:
+        await stream.send_all(completion(stream=True) + PIPELINED)
+        await stream.send_all(PIPELINED)
+        answer = b""
+        while answer.count(b'"num_nodes":3') < 2:
+            more = await stream.receive_some(65_536)
+            assert more
+            answer += more
+        assert answer.index(b"[DONE]") < answer.index(b"num_nodes")
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize("behind", [b"", b"\r\n", PIPELINED, PIPELINED * 100])
+async def test_a_client_that_leaves_frees_the_generation(is_stream: bool, behind: bytes) -> None:
+    async with gateway() as served:
+        served.generations.say(hangs=True)
+        async with await connect(served) as stream:
+            await stream.send_all(completion(stream=is_stream) + behind)
+            await served.until(num_live=1)
+        with trio.fail_after(5):
+            await served.until(num_live=0)
