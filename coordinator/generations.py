@@ -109,7 +109,7 @@ class LiveGenerations:
             request=request,
             noise_key=noise_key(seed, request.prompt_ids),
             max_tokens=max_tokens,
-            text=StoppedText(self._codec, request.stop),
+            text=StoppedText(self._codec, request.stop, request.prompt_ids),
             opened_s=self._clock(),
             arm=arm,
         )

@@ -117,7 +117,9 @@ class Session:
         if result.finish and self.finish is None:
             self.finish = "stop" if result.finish == "stop" else "length"
         if self.finish is not None:
-            self._shown += self.text.finish()
+            text, is_stopped = self.text.finish()
+            self._shown += text
+            self.finish = "stop" if is_stopped else self.finish
         self._wake()
         return committed
 

@@ -28,15 +28,23 @@ class TextCodec(Protocol):
 class StoppedText:
     """The text of one session: final characters only, cut at the first stop string."""
 
-    def __init__(self, codec: TextCodec, stop: Sequence[str]) -> None:
-        self._detokenizer = IncrementalDetokenizer(codec.decode)
+    def __init__(
+        self, codec: TextCodec, stop: Sequence[str], prompt_ids: Sequence[int] = ()
+    ) -> None:
+        self._detokenizer = IncrementalDetokenizer(codec.decode, prompt_ids)
         self._stop_strings = StopStrings(stop)
 
     def push(self, token_id: int) -> tuple[str, bool]:
         """Text that may be shown now, and whether a stop string was completed."""
         return self._stop_strings.feed(self._detokenizer.push_one(token_id))
 
-    def finish(self) -> str:
-        """What was held back and is part of the answer after all."""
+    def finish(self) -> tuple[str, bool]:
+        """What was held back and is part of the answer after all, and whether a stop string cut it.
+
+        Of two that overlap the one that begins first may be found only here.
+        """
         shown, is_stopped = self._stop_strings.feed(self._detokenizer.finish())
-        return shown if is_stopped else shown + self._stop_strings.finish()[0]
+        if is_stopped:
+            return shown, True
+        rest, is_stopped = self._stop_strings.finish()
+        return shown + rest, is_stopped

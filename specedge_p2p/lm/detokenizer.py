@@ -1,10 +1,14 @@
 """From token ids to text that may be shown; incomplete characters and stop strings wait."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
 _CONTEXT_TOKENS = 4
-"""Shown tokens that are decoded again with the new ones: a decoder may treat the first token of a
-text differently (a leading space, a joined word)."""
+"""At least so many shown tokens are decoded again with the new ones: a decoder may treat the first
+token of a text differently (a leading space, a joined word)."""
+
+_MAX_PROMPT_TOKENS = 64
+"""As many of a prompt are looked at, to find a place where the text may be cut."""
 
 _MAX_PENDING_TOKENS = 64
 """Tokens held back at most while the text ends in an incomplete character: longer than any
@@ -16,11 +20,16 @@ class IncrementalDetokenizer:
 
     Args:
         decode: token ids to text, special tokens skipped.
+        prompt_ids: what the tokens go on from; it is not shown.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], prompt_ids: Sequence[int] = ()
+    ) -> None:
         self._decode = decode
-        self._context: list[int] = []
+        self._context = deque([self._end_of(prompt_ids)])
+        """Groups of tokens, each the end of a character: a decoder that sees a run of byte tokens
+        from the middle of a character on makes nothing of all the run."""
         self._pending: list[int] = []
 
     def push(self, token_ids: Sequence[int]) -> str:
@@ -44,12 +53,25 @@ class IncrementalDetokenizer:
         return text
 
     def _new_text(self) -> str:
-        shown = self._decode(self._context)
-        return self._decode([*self._context, *self._pending])[len(shown) :]
+        context = [token_id for group in self._context for token_id in group]
+        return self._decode([*context, *self._pending])[len(self._decode(context)) :]
 
     def _settle(self) -> None:
-        self._context = [*self._context, *self._pending][-_CONTEXT_TOKENS:]
+        self._context.append(self._pending)
         self._pending = []
+        num_tokens = sum(map(len, self._context))
+        while num_tokens - len(self._context[0]) >= _CONTEXT_TOKENS:
+            num_tokens -= len(self._context.popleft())
+
+    def _end_of(self, prompt_ids: Sequence[int]) -> list[int]:
+        """The last tokens, from the beginning of a character on."""
+        num_tokens = _CONTEXT_TOKENS
+        while num_tokens <= _MAX_PROMPT_TOKENS:
+            tokens = list(prompt_ids[-num_tokens:])
+            if "\N{REPLACEMENT CHARACTER}" not in self._decode(tokens):
+                return tokens
+            num_tokens *= 2
+        return []
 
 
 class StopStrings:

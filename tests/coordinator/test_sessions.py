@@ -117,6 +117,16 @@ async def test_the_beginning_of_a_stop_string_is_held_back_until_the_end() -> No
     assert finish.reason == "length"
 
 
+async def test_a_stop_string_that_is_found_at_the_end_is_why_it_ended() -> None:
+    text = ToyText(VOCAB).decode
+    one = session(stop=(text([5, 6, 7, 8]), text([6, 7])))
+    one.commit(result(one, [4, 5, 6, 7], finish="length"))
+    shown, finish = await one.events()
+    assert isinstance(shown, TextEvent)
+    assert isinstance(finish, FinishEvent)
+    assert (shown.text, finish.reason) == (text([4, 5]), "stop")
+
+
 async def test_failure_is_raised_to_the_reader_and_the_first_one_stays() -> None:
     one = session()
     one.fail(Refused(503, "first", "lost"))

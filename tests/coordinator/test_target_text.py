@@ -38,7 +38,8 @@ def shown(text: str, stop: Sequence[str] = ()) -> tuple[list[str], bool]:
         parts.append(part)
         if is_stopped:
             return parts, True
-    return [*parts, stream.finish()], False
+    last, is_stopped = stream.finish()
+    return [*parts, last], is_stopped
 
 
 def test_a_character_of_many_tokens_is_shown_when_it_is_whole() -> None:
@@ -57,6 +58,7 @@ def test_a_character_of_many_tokens_is_shown_when_it_is_whole() -> None:
         ("aab", ["ab"], "a"),
         ("xyz", ["z", "yz"], "x"),
         ("grüße, Öl", ["Ö"], "grüße, "),
+        ("xabc", ["abcd", "bc"], "xa"),
     ],
 )
 def test_stop_strings(text: str, stop: list[str], want: str) -> None:
