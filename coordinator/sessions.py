@@ -32,8 +32,8 @@ class TextStream(Protocol):
         """Text that became final by this token, and whether a stop string was completed."""
         ...
 
-    def finish(self) -> str:
-        """The text that was held back."""
+    def finish(self) -> tuple[str, bool]:
+        """The text that was held back, and whether a stop string cut it."""
         ...
 
 

@@ -1,11 +1,16 @@
 """Who is asking: API keys, known only by their digest."""
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from typing import Protocol
 
 from coordinator.gateway.ports import Refused, Volunteers
+from specedge_p2p.errors import ClearError
 
+_logger = logging.getLogger(__name__)
+
+RETRY_S = 2.0
 _MAX_SECRET_CHARS = 256
 
 
@@ -21,7 +26,10 @@ class ApiKey:
 
 class KeyLookup(Protocol):
     async def lookup(self, digest: bytes) -> ApiKey | None:
-        """The live key with this SHA-256 digest; None when unknown or revoked."""
+        """The live key with this SHA-256 digest; None when unknown or revoked.
+
+        Raises ClearError where that cannot be found out now.
+        """
         ...
 
 
@@ -42,7 +50,7 @@ class Authenticator:
         self._anonymous = ApiKey(id="", label="open", volunteers=open_volunteers)
 
     async def authenticate(self, authorization: str | None) -> ApiKey:
-        """Raises Refused(401)."""
+        """Raises Refused(401), Refused(503)."""
         if self._lookup is None:
             return self._anonymous
         scheme, _, secret = (authorization or "").partition(" ")
@@ -53,7 +61,12 @@ class Authenticator:
             )
         key = None
         if len(secret) <= _MAX_SECRET_CHARS:
-            key = await self._lookup.lookup(secret_digest(secret))
+            try:
+                key = await self._lookup.lookup(secret_digest(secret))
+            except ClearError as error:
+                _logger.error("a request is turned away: %s", error)
+                text = "API keys cannot be looked up now. Try again."
+                raise Refused(503, "not_ready", text, retry_after_s=RETRY_S) from error
         if key is None:
             raise Refused(401, "invalid_api_key", "The API key is not known or was revoked.")
         return key

@@ -22,12 +22,17 @@ def error_body(refused: Refused) -> dict[str, object]:
     kind = "server_error" if refused.status >= 500 else "invalid_request_error"
     return {
         "error": {
-            "message": refused.text,
+            "message": encodable(refused.text),
             "type": _TYPES.get(refused.status, kind),
-            "param": refused.param or None,
+            "param": encodable(refused.param) or None,
             "code": refused.code,
         }
     }
+
+
+def encodable(text: str) -> str:
+    """JSON may have halves of surrogate pairs, which neither UTF-8 nor pydantic's errors may."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def error_response(refused: Refused) -> JSONResponse:

@@ -9,6 +9,8 @@ from difflib import get_close_matches
 
 from pydantic_core import PydanticCustomError
 
+from coordinator.gateway.errors import encodable
+
 OWN_FIELDS = ("volunteers", "specedge")
 """Fields that no other server has: who sees a prompt, and what is told of who helped."""
 CLIENTS_OWN = "extrabody"
@@ -30,6 +32,7 @@ def refuse_misspelt(names: Iterable[str]) -> None:
         is_wrapper = name.lower().replace("_", "") == CLIENTS_OWN
         hint = "put what is in it beside 'model'" if is_wrapper else _did_you_mean(name)
         if hint:
+            name = encodable(name)
             text = f"unknown field '{name}': {hint}"
             raise PydanticCustomError("unknown_parameter", "{text}", {"param": name, "text": text})
 

@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from coordinator.gateway.errors import encodable
 from coordinator.gateway.misspelt import MAX_FIELDS, refuse_misspelt
 from coordinator.gateway.ports import Volunteers
 from specedge_p2p.lm.ports import SamplingParams
@@ -153,7 +154,7 @@ class Message(_Strict):
                 break  # refused as no part at all
             kind = part.get("type", "text")
             if isinstance(kind, str) and kind != "text":
-                text = f"Message parts of type '{kind[:40]}' are not supported."
+                text = f"Message parts of type '{encodable(kind[:40])}' are not supported."
                 raise _unsupported("messages", text)
         return data
 

@@ -23,6 +23,7 @@ T = TypeVar("T")
 MAX_READERS = 4
 BUSY_TIMEOUT_MS = 10_000
 CONNECT_TIMEOUT_S = 10
+LOST_TIMEOUT_S = 20
 
 
 def open_database(url: str) -> "Database":
@@ -87,6 +88,15 @@ def reason(error: sa.exc.DBAPIError) -> str:
     return " ".join(str(error.orig).split())
 
 
+def may_pass(error: sa.exc.DBAPIError) -> bool:
+    """Whether what the database says is no fault of the values: it may be well again later.
+
+    A PostgreSQL that became a read-only standby, or whose rights were taken away, says neither
+    "operational" nor "interface".
+    """
+    return not isinstance(error, sa.exc.IntegrityError | sa.exc.DataError)
+
+
 class Database:
     """Two pools over one database: one connection that writes, a few that read."""
 
@@ -106,7 +116,9 @@ class Database:
         try:
             with self.begin() as connection:
                 return operation(connection)
-        except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
+        except sa.exc.DBAPIError as error:
+            if not may_pass(error):
+                raise
             raise StoreUnavailable(f"cannot write {shown(self.url)}: {reason(error)}") from error
 
     def read_now(self, query: Callable[[sa.Connection], T]) -> T:
@@ -114,7 +126,9 @@ class Database:
         try:
             with self._reads.begin() as connection:
                 return query(connection)
-        except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
+        except sa.exc.DBAPIError as error:
+            if not may_pass(error):
+                raise
             raise StoreUnavailable(f"cannot read {shown(self.url)}: {reason(error)}") from error
 
     async def read(self, query: Callable[[sa.Connection], T]) -> T:
@@ -149,7 +163,14 @@ def _engine(url: URL, *, num_connections: int, may_write: bool) -> sa.Engine:
         max_overflow=0,
         pool_pre_ping=True,  # a server that was restarted costs no failed write
         isolation_level="READ COMMITTED" if may_write else "REPEATABLE READ",
-        connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
+        connect_args={
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            # A server that is cut off in the middle of a statement would be waited for by the hour.
+            "tcp_user_timeout": 1000 * LOST_TIMEOUT_S,
+            "keepalives_idle": LOST_TIMEOUT_S // 2,
+            "keepalives_interval": LOST_TIMEOUT_S // 4,
+            "keepalives_count": 2,
+        },
     )
 
 

@@ -10,13 +10,13 @@ import queue
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import outcome
 import sqlalchemy as sa
 import trio
 
-from coordinator.store.database import Database, reason, shown, touch
+from coordinator.store.database import Database, may_pass, reason, shown, touch
 from coordinator.store.errors import StoreError, StoreUnavailable
 
 T = TypeVar("T")
@@ -137,8 +137,8 @@ class Writer:
             self._trouble = ""
             for job, value in zip(jobs, results.value, strict=True):
                 job.result = outcome.Value(value)
-        elif (unavailable := self._unavailable(results.error)) is not None:
-            self._trouble = str(unavailable)
+        elif _is_lost(results.error) or (len(jobs) == 1 and _is_database(results.error)):
+            self._trouble = f"cannot write {shown(self._database.url)}: {reason(results.error)}"
             for job in jobs:
                 # One exception object must not be raised in several tasks.
                 job.result = outcome.Error(StoreUnavailable(self._trouble))
@@ -154,17 +154,20 @@ class Writer:
         self.num_commits += 1
         return values
 
-    def _unavailable(self, error: BaseException) -> StoreUnavailable | None:
-        is_lost = isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError) or (
-            isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated
-        )
-        if not is_lost:
-            return None
-        assert isinstance(error, sa.exc.DBAPIError)  # noqa: S101 - narrows the type
-        return StoreUnavailable(f"cannot write {shown(self._database.url)}: {reason(error)}")
-
     def _probe(self) -> None:
         self._write([_Job(touch)])
+
+
+def _is_lost(error: BaseException) -> TypeGuard[sa.exc.DBAPIError]:
+    """Whether no operation can be written now."""
+    return isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError) or (
+        isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated
+    )
+
+
+def _is_database(error: BaseException) -> TypeGuard[sa.exc.DBAPIError]:
+    """Whether an operation alone was refused by the database and not for its values."""
+    return isinstance(error, sa.exc.DBAPIError) and may_pass(error)
 
 
 def _resolve(jobs: Sequence[_Job]) -> None:

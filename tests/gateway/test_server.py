@@ -82,6 +82,8 @@ async def test_unknown_routes(method: str, path: str, status: int, code: str) ->
         (b'{"model": "demo-target", "prompt": "a", "temperature": NaN}', "invalid_value"),
         (b'{"model": "demo-target", "prompt": "a", "n": {"{x}": 1}}', "unsupported_parameter"),
         (b'{"model": "demo-target", "prompt": "a", "stream_options": {}}', "invalid_value"),
+        (b'{"model": "demo-target", "prompt": "a", "volunteer\\ud800": 1}', "unknown_parameter"),
+        (b'{"model": "demo-target", "prompt": "a", "\\ud800": 1, "n": 3}', "unsupported_parameter"),
     ],
 )
 async def test_malformed_bodies(body: bytes, code: str) -> None:
@@ -91,6 +93,16 @@ async def test_malformed_bodies(body: bytes, code: str) -> None:
         assert answer.status_code in (400, 404)
         assert answer.json()["error"]["code"] == code
         assert served.generations.requests == []
+
+
+@pytest.mark.parametrize("kind", ['"\\ud800"', '"image\\udfff"', '"' + "\\ud800" * 100 + '"'])
+async def test_halves_of_surrogate_pairs_in_a_chat(kind: str) -> None:
+    async with gateway() as served, httpx.AsyncClient(base_url=served.url) as client:
+        content = f'[{{"type": {kind}}}]'
+        body = f'{{"model": "{MODEL}", "messages": [{{"role": "user", "content": {content}}}]}}'
+        headers = {"content-type": "application/json"}
+        answer = await client.post("/v1/chat/completions", content=body, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
 
 
 async def test_law6_privacy_a_misspelt_volunteers_is_not_served_with_the_default() -> None:

@@ -53,8 +53,8 @@ class NoText:
     def push(self, token_id: int) -> tuple[str, bool]:
         return "", False
 
-    def finish(self) -> str:
-        return ""
+    def finish(self) -> tuple[str, bool]:
+        return "", False
 
 
 class EngineLike(Protocol):

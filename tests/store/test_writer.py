@@ -156,3 +156,28 @@ async def test_a_lost_server_is_an_error_then_forgotten(postgres_url: str) -> No
                     await trio.sleep(0.01)
             await writer.submit(partial(add, name="a"))
         assert await names(database) == {"a"}
+
+
+async def test_a_server_that_became_read_only_is_one_that_is_away(postgres_url: str) -> None:
+    """As after a failover: it is no "operational" error, and the program has done nothing wrong."""
+
+    def become(connection: sa.Connection, mode: str) -> None:
+        connection.execute(sa.text(f"SET SESSION CHARACTERISTICS AS TRANSACTION READ {mode}"))
+
+    async def refused() -> None:
+        with pytest.raises(StoreUnavailable, match="read-only transaction"):
+            await writer.submit(partial(add, name="lost"))
+
+    with open_database(postgres_url) as database:
+        async with open_writer(database, WriterSettings(retry_s=0.01)) as writer:
+            await writer.submit(partial(become, mode="ONLY"))
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(refused)
+            assert "read-only transaction" in writer.trouble
+            await writer.submit(partial(become, mode="WRITE"))
+            with trio.fail_after(10):
+                while not writer.is_healthy:  # noqa: ASYNC110 - there is nothing to wait on
+                    await trio.sleep(0.01)
+            await writer.submit(partial(add, name="a"))
+        assert await names(database) == {"a"}
