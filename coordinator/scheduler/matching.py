@@ -180,7 +180,7 @@ class _Matcher:
         """Room at a node that is the second of a session, whose first goes on alone."""
         for place, (other, second) in enumerate(self._seconds[:MAX_LOOKS]):
             node = self._places.node(second.peer_id)
-            if may_draft(session, node):
+            if may_draft(session, node) and self._places.takes_in_exchange(node.peer_id):
                 del self._seconds[place]
                 self._dismiss(other, second)
                 return node

@@ -97,6 +97,10 @@ class Places:
     def node(self, peer_id: PeerId) -> NodeOffer:
         return self._nodes[peer_id]
 
+    def takes_in_exchange(self, peer_id: PeerId) -> bool:
+        """Whether the node takes a session in place of one that it has."""
+        return self._num_sessions[peer_id] <= self._nodes[peer_id].room
+
     def gain(self, peer_id: PeerId) -> float:
         """Tokens a step that each session at the node gains, with as many as it has now."""
         return self._gain(self._nodes[peer_id], max(1, self._num_sessions[peer_id]))

@@ -52,7 +52,6 @@ class KnownCoordinator(msgspec.Struct, frozen=True):
 
     peer_id: str
     address: str
-    sequence: int
 
 
 class KnownCoordinators:
@@ -66,18 +65,13 @@ class KnownCoordinators:
     def addresses(self) -> tuple[str, ...]:
         return tuple(known.address for known in self._known.values())
 
-    def sequence_of(self, peer_id: str) -> int:
-        """The highest record number seen of a coordinator, -1 for none."""
-        known = self._known.get(peer_id)
-        return -1 if known is None else known.sequence
-
     def remember(self, found: Sequence[FoundCoordinator]) -> None:
         """Put these first and write the file. A disk that fails costs a warning, no more."""
         for coordinator in reversed(found):
-            record = coordinator.record
-            self._known.pop(record.peer_id, None)
-            fresh = KnownCoordinator(record.peer_id, coordinator.address, record.sequence)
-            self._known = {record.peer_id: fresh, **self._known}
+            peer_id = coordinator.record.peer_id
+            self._known.pop(peer_id, None)
+            fresh = KnownCoordinator(peer_id, coordinator.address)
+            self._known = {peer_id: fresh, **self._known}
         for peer_id in list(self._known)[MAX_KNOWN:]:
             del self._known[peer_id]
         try:
@@ -159,7 +153,7 @@ async def find_coordinators(
         if address not in first and peer_of(address) not in answered
     ]
     found += await _ask_all(overlay, more[:MAX_CANDIDATES], now_s, missed)
-    found = _newest(found, known)
+    found = _newest(found)
     given = {peer_of(address) for address in by_hand}
     found.sort(key=lambda each: (each.record.peer_id not in given, each.round_trip_s))
     if known is not None and found:
@@ -224,16 +218,15 @@ async def _ask(
     return None
 
 
-def _newest(
-    found: Sequence[FoundCoordinator], known: KnownCoordinators | None
-) -> list[FoundCoordinator]:
-    """One per coordinator: the newest record, and of equal ones the quickest answer."""
+def _newest(found: Sequence[FoundCoordinator]) -> list[FoundCoordinator]:
+    """One per coordinator: the newest record, and of equal ones the quickest answer.
+
+    Numbers of earlier times count for nothing: each record comes from the coordinator itself just
+    now, and after its clock was set back it would have been locked out for as long.
+    """
     best: dict[str, FoundCoordinator] = {}
     for each in found:
         peer_id = each.record.peer_id
-        if known is not None and each.record.sequence < known.sequence_of(peer_id):
-            _log.warning("record of %s dropped: older than one seen before", each.address)
-            continue
         other = best.get(peer_id)
         rank = (-each.record.sequence, each.round_trip_s)
         if other is None or rank < (-other.record.sequence, other.round_trip_s):

@@ -102,6 +102,8 @@ def test_law6_privacy_and_law7_bounded_for_any_network(
     for node in nodes:
         limit = max(node.room, node.num_sessions)
         assert load[node.peer_id].num_sessions <= limit
+    for assignment in result.assignments:  # who takes no new ones gets none in exchange either
+        assert load[assignment.peer_id].num_sessions <= offers[assignment.peer_id].room
     for session in after:  # nobody is left alone beside a node with room
         if not session.drafters:
             assert not any(

@@ -144,3 +144,12 @@ def test_a_session_without_a_node_takes_the_second_of_another() -> None:
     assert go(result)[0][1] == come(result)[0][1]
     nobodys = [need("a", nodes=["x", "y"]), need("b", "allowed")]
     assert match(nobodys, nodes) == Matching()
+
+
+def test_a_second_node_that_takes_no_new_sessions_stays_where_it_is() -> None:
+    for max_sessions, moves in ((1, [("a", "y")]), (0, [])):
+        nodes = [offer("x", 1, num_sessions=1), offer("y", max_sessions, num_sessions=1, draft=2)]
+        pair = need("a", nodes=[drafter("x"), drafter("y", 1.0, has_proposed=False)])
+        result = match([pair, need("b")], nodes)
+        assert go(result) == moves
+        assert len(come(result)) == len(moves)
