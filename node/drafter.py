@@ -8,16 +8,21 @@ said and takes what the trees gained. What a verdict leaves alive is compacted, 
 Synchronous, without torch or trio; one thread at a time.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from node.draft_session import DraftRequest, DraftSession, Share
 from node.growth import WIDTHS, GrowthControl
 from node.level_times import LevelShape, LevelTimes
-from specedge_p2p.lm.ports import Children, LanguageModel, OutOfCache
+from specedge_p2p.lm.ports import Children, LanguageModel, ModelError, OutOfCache
 from specedge_p2p.tree.growth import Gain, GrowthSettings
 from specedge_p2p.wire.messages import GrowthWishes
 
+_log = logging.getLogger(__name__)
+
+MAX_FAILURES = 3
+"""Forwards that fail in a row until a model is broken."""
 _ORDINARY_CONTEXT = 256
 
 __all__ = ["DraftRequest", "Drafter", "DrafterSettings", "LevelDone", "Shed"]
@@ -54,6 +59,8 @@ class LevelDone:
     num_rows: int
     num_prefill_rows: int
     shed: tuple[Shed, ...] = ()
+    is_broken: bool = False
+    """As Drafter.is_broken, after this level."""
 
 
 class Drafter:
@@ -79,6 +86,13 @@ class Drafter:
         self._control = GrowthControl(self.times, self._settings.has_early_stop)
         self._clock = clock
         self._sessions: dict[int, DraftSession] = {}
+        self._num_failures = 0
+        """Forwards that failed, one after the other."""
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the model has failed so often that it is not to be counted on for now."""
+        return self._num_failures >= MAX_FAILURES
 
     @property
     def session_nos(self) -> tuple[int, ...]:
@@ -152,7 +166,15 @@ class Drafter:
                 )
             except OutOfCache:
                 plan = self._make_room(plan, shed)
+            except ModelError as error:
+                # Somebody else may have taken the memory; nobody knows which rows were written.
+                self._num_failures += 1
+                _log.warning("sessions are given back (%d): %s", len(plan), error)
+                for share in plan:
+                    self._shed(share.session, "the draft model failed", shed)
+                plan = []
             else:
+                self._num_failures = 0
                 break
         shape = _shape(plan)
         for share, result in zip(plan, children, strict=True):
@@ -160,7 +182,7 @@ class Drafter:
         num_prefill_rows = sum(len(share.rows.token_ids) for share in plan if not share.growths)
         if self._clock is not None and plan and not num_prefill_rows:
             self.times.observe(shape, self._clock() - started_s)
-        return LevelDone(len(plan), shape.num_rows, num_prefill_rows, tuple(shed))
+        return LevelDone(len(plan), shape.num_rows, num_prefill_rows, tuple(shed), self.is_broken)
 
     # --- planning ---------------------------------------------------------------------------------
 

@@ -158,7 +158,8 @@ class JoinLoop:
         for candidate in in_order(found, self._settings.coordinators):
             if self._problem(candidate.record) is None:
                 has_served = await self._try(candidate)
-                if self._is_leaving or has_served:
+                is_broken = self._worker is not None and self._worker.is_broken
+                if self._is_leaving or has_served or is_broken:
                     return has_served
         self._look_back(found)
         return False
@@ -183,7 +184,8 @@ class JoinLoop:
             return False
         has_drafted = worker.stats.num_sent > num_sent
         has_stayed = trio.current_time() - began_s >= STAY_S
-        return worker.num_welcomes > num_welcomes and (has_drafted or has_stayed)
+        is_welcome = worker.num_welcomes > num_welcomes
+        return is_welcome and (has_drafted or has_stayed) and not worker.is_broken
 
     def _problem(self, record: CoordinatorRecord) -> Exception | None:
         return self._unfit.problem(record, trio.current_time())

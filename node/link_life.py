@@ -73,6 +73,7 @@ class LinkEnd(Enum):
     PROTOCOL = "the coordinator broke the protocol"
     STALLED = "the link took no more frames"
     BUG = "a message of ours was not legal"
+    BROKEN = "the draft model fails again and again"
 
 
 @dataclass(slots=True)
@@ -211,6 +212,8 @@ class LinkLife:
                 done = await self._level()
                 num_rows = done.num_rows
                 self._exchange(done.shed)
+                if done.is_broken:
+                    return self._finish(LinkEnd.BROKEN)
             if not num_rows:
                 await self._wake.wait()
 

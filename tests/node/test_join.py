@@ -9,6 +9,8 @@ import trio
 from node.link_life import Refused
 from node.selection import NoFit, check_tokenizer, draft_models_for, in_order
 from node.settings import NodeSettings
+from specedge_p2p.lm.ports import Children, ModelError, Rows
+from specedge_p2p.lm.toy import ToyModel
 from specedge_p2p.overlay.discovery import FoundCoordinator
 from specedge_p2p.overlay.ports import DRAFT_PROTOCOL
 from specedge_p2p.wire.messages import Goodbye, Resume
@@ -167,6 +169,35 @@ async def test_who_says_welcome_and_hangs_up_is_asked_less_and_less(
     assert world.loop.worker.num_welcomes >= 6
     gaps = [round(b - a) for a, b in zip(world.asked, world.asked[1:], strict=False)]
     assert gaps[1:6] == [2, 4, 8, 16, 32]  # the first has the loading of the model in it
+
+
+async def test_a_node_whose_model_fails_asks_less_and_less_until_it_runs(
+    autojump_clock: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expand, num_forwards = ToyModel.expand, 0
+
+    def fail(self: ToyModel, batch: Sequence[Rows], branch_width: int) -> list[Children]:
+        nonlocal num_forwards
+        num_forwards += 1
+        if num_forwards <= 8:
+            raise ModelError("no memory is left to choose tokens")
+        return expand(self, batch, branch_width)
+
+    monkeypatch.setattr(ToyModel, "expand", fail)
+    world = World(NodeSettings(tmp_path))
+    generations = [world.coordinator.add(number) for number in range(3)]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.run, 200)
+        for number in range(3, 12):
+            await trio.sleep(5 if number < 11 else 60)
+            generations.append(world.coordinator.add(number))
+        await trio.sleep(30)
+        world.loop.leave()
+    gaps = [round(b - a) for a, b in zip(world.asked, world.asked[1:], strict=False)]
+    assert gaps[1:] == [2, 4, 8, 16, 32]
+    assert generations[-1].num_accepted > 0
+    assert world.loop.worker is not None
+    assert not world.loop.worker.is_broken
 
 
 async def test_without_coordinators_the_waits_double(

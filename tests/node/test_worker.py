@@ -1,8 +1,9 @@
 """One link's life, against a scripted coordinator over the overlay in memory, in virtual time."""
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -15,6 +16,7 @@ from node.link_life import LinkEnd, Refused
 from node.receipts import ReceiptBook
 from node.worker import Worker, WorkerSettings, run_io_inline
 from specedge_p2p.identity.keys import Identity
+from specedge_p2p.lm.ports import Children, ModelError, Rows
 from specedge_p2p.lm.toy import ToyModel, ToyParams
 from specedge_p2p.overlay.memory import MemoryNetwork, MemoryOverlay
 from specedge_p2p.overlay.ports import DRAFT_PROTOCOL, Link
@@ -216,6 +218,59 @@ async def test_a_session_that_does_not_fit_is_released(autojump_clock: object) -
     await run_to_the_end(scene)
     assert scene.coordinator.count(Release) == 1
     assert generation.num_accepted == 0
+
+
+class FailingModel(ToyModel):
+    """Of which forwards fail as on a machine where somebody else has taken the memory."""
+
+    num_forwards = 0
+    failing: tuple[int, ...] | range = ()
+
+    def expand(self, batch: Sequence[Rows], branch_width: int) -> list[Children]:
+        self.num_forwards += 1
+        if self.num_forwards in self.failing:
+            raise ModelError("no memory is left to choose tokens")
+        return super().expand(batch, branch_width)
+
+
+async def test_a_forward_that_fails_costs_its_sessions_and_not_the_node(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = FailingModel(DRAFT)
+    model.failing = (6, 9)
+    scene = Scene(model=model)
+    generations = [scene.coordinator.add(number) for number in range(3)]
+    async with scene.open() as address, trio.open_nursery() as nursery:
+        for number in range(3, 6):
+            nursery.start_soon(_call_later, 0.2 * number, partial(scene.coordinator.add, number))
+        nursery.start_soon(_call_later, 2.0, scene.worker.leave)
+        assert await scene.serve(address) is LinkEnd.LEFT
+    generations = list(scene.coordinator.generations.values())
+    assert len(generations) == 6
+    assert scene.coordinator.count(Release) in range(2, 6)
+    assert "no memory is left to choose tokens" in caplog.text
+    assert all(generation.tokens == generation.truth for generation in generations)
+    assert generations[-1].num_accepted > 0
+    assert not scene.worker.is_broken
+
+
+async def test_a_model_that_fails_again_and_again_ends_the_link_until_it_runs(
+    autojump_clock: object,
+) -> None:
+    model = FailingModel(DRAFT)
+    model.failing = range(1, 5)
+    scene = Scene(model=model)
+    async with scene.open() as address, trio.open_nursery() as nursery:
+        for number in range(5):
+            nursery.start_soon(_call_later, 0.2 * number, partial(scene.coordinator.add, number))
+        assert await scene.serve(address) is LinkEnd.BROKEN
+        assert model.num_forwards == 3
+        assert await scene.serve(address) is LinkEnd.BROKEN  # the fourth
+        assert scene.worker.is_broken
+        nursery.start_soon(scene.until_done)
+        assert await scene.serve(address) is LinkEnd.LEFT
+    assert not scene.worker.is_broken
+    assert scene.coordinator.generations[(4).to_bytes(16, "big")].num_accepted > 0
 
 
 async def test_wishes_change_on_the_way(autojump_clock: object) -> None:
