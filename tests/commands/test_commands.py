@@ -178,8 +178,7 @@ async def test_two_coordinators_cannot_share_a_port_or_two_nodes_a_home(tmp_path
 async def test_ctrl_c_ends_serve_and_join_cleanly(tmp_path: Path) -> None:
     async with running_site(tmp_path) as site:
         coordinator = await site.coordinator()
-        arguments = ("--priority", "normal")  # or a busy machine would never start it
-        node = await site.node("node", coordinator, *arguments, is_prestarted=False)
+        node = await site.node("node", coordinator, is_prestarted=False)
         await coordinator.until_nodes(1)
         for process in (node, coordinator):
             family = descendants(process.child)

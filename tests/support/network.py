@@ -152,10 +152,14 @@ class Site:
         *arguments: str,
         is_prestarted: bool = True,
     ) -> Node:
-        """Start a node that is told of a coordinator; it joins in its own time."""
+        """Start a node that is told of a coordinator; it joins in its own time.
+
+        Not at the lowest priority: on a machine that does something else too it might never run.
+        """
         home = self.folder / name
         told = () if coordinator is None else ("--coordinator", coordinator.address)
-        command = ["node.cli", "join", "--home", str(home), "--threads", "1", *told, *arguments]
+        usual = ("--home", str(home), "--threads", "1", "--priority", "normal")
+        command = ["node.cli", "join", *usual, *told, *arguments]
         if not is_prestarted:
             return Node(home, await self.spawn(name, command))
         self.children.append(spawn_prestarted(name, command, self._log_path(name)))
