@@ -15,7 +15,13 @@ from dataclasses import dataclass, field
 from node.draft_session import DraftRequest, DraftSession, Share
 from node.growth import WIDTHS, GrowthControl
 from node.level_times import LevelShape, LevelTimes
-from specedge_p2p.lm.ports import Children, LanguageModel, ModelError, OutOfCache
+from specedge_p2p.lm.ports import (
+    Children,
+    LanguageModel,
+    ModelError,
+    OutOfCache,
+    OutOfMemory,
+)
 from specedge_p2p.tree.growth import Gain, GrowthSettings
 from specedge_p2p.wire.messages import GrowthWishes
 
@@ -60,7 +66,7 @@ class LevelDone:
     num_prefill_rows: int
     shed: tuple[Shed, ...] = ()
     is_broken: bool = False
-    """As Drafter.is_broken, after this level."""
+    """The model failed, and before that as often in a row as makes it not worth another try now."""
 
 
 class Drafter:
@@ -88,11 +94,6 @@ class Drafter:
         self._sessions: dict[int, DraftSession] = {}
         self._num_failures = 0
         """Forwards that failed, one after the other."""
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether the model has failed so often that it is not to be counted on for now."""
-        return self._num_failures >= MAX_FAILURES
 
     @property
     def session_nos(self) -> tuple[int, ...]:
@@ -156,6 +157,7 @@ class Drafter:
     def level(self) -> LevelDone:
         """One forward over all sessions that have something to do."""
         shed: list[Shed] = []
+        num_failures = self._num_failures
         started_s = self._clock() if self._clock is not None else 0.0
         plan = self._plan(shed)
         children: list[Children] = []
@@ -164,12 +166,14 @@ class Drafter:
                 children = self._model.expand(
                     [share.rows for share in plan], self._settings.growth.branch_width
                 )
-            except OutOfCache:
+            except OutOfCache as error:
+                num_shed = len(shed)
                 plan = self._make_room(plan, shed)
+                if isinstance(error, OutOfMemory) and len(shed) > num_shed:
+                    self._failed(error)  # not even one session's tokens found room
             except ModelError as error:
                 # Somebody else may have taken the memory; nobody knows which rows were written.
-                self._num_failures += 1
-                _log.warning("sessions are given back (%d): %s", len(plan), error)
+                self._failed(error)
                 for share in plan:
                     self._shed(share.session, "the draft model failed", shed)
                 plan = []
@@ -182,7 +186,8 @@ class Drafter:
         num_prefill_rows = sum(len(share.rows.token_ids) for share in plan if not share.growths)
         if self._clock is not None and plan and not num_prefill_rows:
             self.times.observe(shape, self._clock() - started_s)
-        return LevelDone(len(plan), shape.num_rows, num_prefill_rows, tuple(shed), self.is_broken)
+        is_broken = self._num_failures > max(num_failures, MAX_FAILURES - 1)
+        return LevelDone(len(plan), shape.num_rows, num_prefill_rows, tuple(shed), is_broken)
 
     # --- planning ---------------------------------------------------------------------------------
 
@@ -243,6 +248,10 @@ class Drafter:
         session = min(self._sessions.values(), key=lambda s: s.usefulness)
         self._shed(session, "the draft model's cache is full", shed)
         return [share for share in plan if share.session is not session]
+
+    def _failed(self, error: ModelError) -> None:
+        self._num_failures += 1
+        _log.warning("sessions are given back: %s", error)
 
     def _shed(self, session: DraftSession, reason: str, shed: list[Shed]) -> None:
         self.close(session.number)

@@ -97,6 +97,8 @@ class JoinLoop:
         self._is_linked = False
         self._next_try_s: float | None = None
         self._num_links = 0
+        self._end: LinkEnd | Refused | None = None
+        """Of the last link; None where there was none."""
 
     @property
     def worker(self) -> Worker | None:
@@ -158,7 +160,7 @@ class JoinLoop:
         for candidate in in_order(found, self._settings.coordinators):
             if self._problem(candidate.record) is None:
                 has_served = await self._try(candidate)
-                is_broken = self._worker is not None and self._worker.is_broken
+                is_broken = self._end is LinkEnd.BROKEN  # and would be for the next one, too
                 if self._is_leaving or has_served or is_broken:
                     return has_served
         self._look_back(found)
@@ -171,6 +173,7 @@ class JoinLoop:
         the waits double.
         """
         record = candidate.record
+        self._end = None
         try:
             worker = self._worker_at_hand(record) or await self._new_worker(candidate)
             num_welcomes, num_sent = worker.num_welcomes, worker.stats.num_sent
@@ -184,8 +187,8 @@ class JoinLoop:
             return False
         has_drafted = worker.stats.num_sent > num_sent
         has_stayed = trio.current_time() - began_s >= STAY_S
-        is_welcome = worker.num_welcomes > num_welcomes
-        return is_welcome and (has_drafted or has_stayed) and not worker.is_broken
+        is_welcome = worker.num_welcomes > num_welcomes and self._end is not LinkEnd.BROKEN
+        return is_welcome and (has_drafted or has_stayed)
 
     def _problem(self, record: CoordinatorRecord) -> Exception | None:
         return self._unfit.problem(record, trio.current_time())
@@ -260,15 +263,15 @@ class JoinLoop:
     async def _serve(self, worker: Worker, candidate: FoundCoordinator) -> None:
         """Raises Refused where it is of no use to ask again."""
         log.info("joining %s", candidate.address)
-        end: LinkEnd | Refused | None = None
         try:
             async with self._link(candidate.address) as link:
                 self._is_linked = True
-                end = await _served(worker, link)
+                self._end = await _served(worker, link)
         except OverlayError as error:
             log.warning("cannot reach %s: %s", candidate.address, error)
         finally:
             self._is_linked = False
+        end = self._end
         if isinstance(end, Refused):
             if end.code in FINAL_REFUSALS:
                 raise end

@@ -207,14 +207,14 @@ class LinkLife:
         while True:
             self._wake = trio.Event()
             self._exchange()
-            num_rows = 0
+            is_idle = True
             if self._desk.num_sessions:
                 done = await self._level()
-                num_rows = done.num_rows
+                is_idle = not done.num_rows and not done.shed
                 self._exchange(done.shed)
                 if done.is_broken:
                     return self._finish(LinkEnd.BROKEN)
-            if not num_rows:
+            if is_idle:
                 await self._wake.wait()
 
     async def _send(self) -> None:

@@ -97,11 +97,6 @@ class Worker:
         return self._desk
 
     @property
-    def is_broken(self) -> bool:
-        """Whether the draft model failed again and again, and has not run well since."""
-        return self._drafter.is_broken
-
-    @property
     def stats(self) -> WorkerStats:
         tally = self._desk.tally
         life = self._link

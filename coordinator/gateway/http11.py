@@ -8,6 +8,7 @@ import logging
 
 import h11
 import trio
+from hypercorn.events import Event, Updated
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
@@ -18,11 +19,15 @@ from hypercorn.utils import parse_socket_addr
 _logger = logging.getLogger(__name__)
 
 MAX_AHEAD_BYTES = 65_536
-"""Read of further requests while one is being answered; then the client has to wait."""
+"""Kept of further requests while one is being answered; then the client has to wait."""
+RECYCLE_S = 5.0
+"""For an application to take the end of a request that it has answered."""
 
 
 class Connection(TCPServer):  # type: ignore[misc]  # hypercorn is untyped here
     """Ends alone, whatever its client sends."""
+
+    _has_heard_all = False
 
     async def run(self) -> None:
         """Serve one request after the other until either side has had enough."""
@@ -35,6 +40,13 @@ class Connection(TCPServer):  # type: ignore[misc]  # hypercorn is untyped here
             pass  # the client left
         except* Exception as group:  # a connection must not take the gateway with it
             _logger.debug("a connection failed", exc_info=group)
+
+    async def protocol_send(self, event: Event) -> None:
+        """Write to the client, or hear what becomes of the connection."""
+        if self._has_heard_all and isinstance(event, Updated) and event.idle:
+            await self._close()  # no other request can come
+        else:
+            await super().protocol_send(event)
 
     async def _serve(self) -> None:
         raw = self.stream.socket
@@ -54,11 +66,30 @@ class Connection(TCPServer):  # type: ignore[misc]  # hypercorn is untyped here
             self.protocol.listen_while_paused(self.stream)
             await self.idle_task.restart(tasks, self._idle_timeout)
             await self._read_data()
+            self._has_heard_all = True
+            await self.idle_task.stop()
 
 
 class _Http11(H11Protocol):  # type: ignore[misc]
+    is_over = False
+    """No further request is answered: the last answer was cut, or the server ends."""
+
     def listen_while_paused(self, stream: trio.SocketStream) -> None:
-        self.can_read = _Pause(self.connection, stream)
+        self.can_read = _Pause(self, stream)
+
+    async def tell_gone(self) -> None:
+        """The client sends no more. A stream ends by that, a short answer is still given."""
+        if self.stream is not None and self.stream.app_put is not None:
+            await self.stream.app_put({"type": "http.disconnect"})
+
+    async def _maybe_recycle(self) -> None:
+        both = {self.connection.our_state, self.connection.their_state}
+        self.is_over = both != {h11.DONE} or self.context.terminated.is_set()
+        # It tells the application of its stream's end, and that cancels the task it runs in.
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + RECYCLE_S) as scope:
+            await super()._maybe_recycle()
+        if scope.cancelled_caught:
+            raise ConnectionAbortedError("the application did not take the end of its request")
 
     async def _check_protocol(self, event: h11.Request) -> None:
         """No HTTP/2."""
@@ -80,21 +111,29 @@ class _Pause(EventWrapper):  # type: ignore[misc]
     would not hear that the client has left, and the answer would go on for nobody.
     """
 
-    def __init__(self, connection: h11.Connection, stream: trio.SocketStream) -> None:
+    def __init__(self, protocol: _Http11, stream: trio.SocketStream) -> None:
         super().__init__()
-        self._connection, self._stream = connection, stream
+        self._protocol, self._stream = protocol, stream
 
     async def wait(self) -> None:
+        if self._protocol.is_over:
+            raise ConnectionAbortedError("a further request will not be answered")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._listen)
             await super().wait()
             nursery.cancel_scope.cancel()
 
     async def _listen(self) -> None:
-        num_bytes = 0
-        while num_bytes < MAX_AHEAD_BYTES:
-            data = await self._stream.receive_some(MAX_RECV)
+        connection = self._protocol.connection
+        while len(connection.trailing_data[0]) < MAX_AHEAD_BYTES:
+            data = await self._receive()
+            connection.receive_data(data)
             if not data:
-                raise ConnectionResetError("the client left before its answer was complete")
-            self._connection.receive_data(data)
-            num_bytes += len(data)
+                await self._protocol.tell_gone()
+                break
+
+    async def _receive(self) -> bytes:
+        try:
+            return bytes(await self._stream.receive_some(MAX_RECV))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return b""

@@ -138,10 +138,12 @@ class Writer:
             for job, value in zip(jobs, results.value, strict=True):
                 job.result = outcome.Value(value)
         elif _is_lost(results.error) or (len(jobs) == 1 and _is_database(results.error)):
-            self._trouble = f"cannot write {shown(self._database.url)}: {reason(results.error)}"
+            text = f"cannot write {shown(self._database.url)}: {reason(results.error)}"
+            is_well = not _is_lost(results.error) and self._may_be_written()
+            self._trouble = "" if is_well else text
             for job in jobs:
                 # One exception object must not be raised in several tasks.
-                job.result = outcome.Error(StoreUnavailable(self._trouble))
+                job.result = outcome.Error(StoreUnavailable(text))
         elif len(jobs) == 1:
             jobs[0].result = results
         else:
@@ -153,6 +155,10 @@ class Writer:
             values = [operation(connection) for operation in operations]
         self.num_commits += 1
         return values
+
+    def _may_be_written(self) -> bool:
+        """Whether it is the operation that the database refuses and not all of them."""
+        return isinstance(outcome.capture(self._transact, [touch]), outcome.Value)
 
     def _probe(self) -> None:
         self._write([_Job(touch)])

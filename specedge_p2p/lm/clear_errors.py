@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from specedge_p2p.lm.ports import ModelError, OutOfCache
+from specedge_p2p.lm.ports import ModelError, OutOfMemory
 
 
 @contextmanager
@@ -18,7 +18,7 @@ def clear_forward_errors() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise OutOfCache("no memory is left for the forward") from error
+        raise OutOfMemory("no memory is left for the forward") from error
     except torch.AcceleratorError:
         raise
     except RuntimeError as error:

@@ -68,7 +68,8 @@ class IncrementalDetokenizer:
         num_tokens = _CONTEXT_TOKENS
         while num_tokens <= _MAX_PROMPT_TOKENS:
             tokens = list(prompt_ids[-num_tokens:])
-            if "\N{REPLACEMENT CHARACTER}" not in self._decode(tokens):
+            text = self._decode(tokens)  # empty where all are special
+            if text and "\N{REPLACEMENT CHARACTER}" not in (text[0], text[-1]):
                 return tokens
             num_tokens *= 2
         return []

@@ -28,6 +28,10 @@ class OutOfCache(ModelError):
     """No free cache page is left; nothing was changed."""
 
 
+class OutOfMemory(OutOfCache):
+    """Pages are left, but not the memory for the forward itself; a smaller one may do."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How a token is chosen from logits. `temperature` 0 is greedy and ignores the rest.

@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from random import Random
 
 import httpx
@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from coordinator.gateway import http11
+from coordinator.gateway.server import ServerSettings
 from tests.gateway.test_server import completion, connect, read_to_end, read_until
 from tests.support.gateways import Served, gateway
 
@@ -111,6 +112,58 @@ async def test_pipelined_requests_are_answered_in_turn() -> None:
             assert more
             answer += more
         assert answer.index(b"[DONE]") < answer.index(b"num_nodes")
+
+
+async def test_law7_bounded_what_is_kept_of_requests_that_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listen, sizes = http11._Pause._listen, [0]
+
+    async def measured(self: http11._Pause) -> None:
+        try:
+            await listen(self)
+        finally:
+            sizes.append(len(self._protocol.connection.trailing_data[0]))
+
+    monkeypatch.setattr(http11._Pause, "_listen", measured)
+
+    async def read(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            await read_to_end(stream)
+
+    async with gateway() as served, await connect(served) as stream:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read, stream)
+            with suppress(trio.BrokenResourceError):  # after a thousand requests it has had enough
+                for _ in range(300):
+                    await stream.send_all(PIPELINED * 100)
+    assert 0 < max(sizes) <= 3 * http11.MAX_AHEAD_BYTES
+
+
+@pytest.mark.parametrize("sent", [PIPELINED, PIPELINED * 2, PIPELINED * 5])
+async def test_who_sends_no_more_still_gets_short_answers(sent: bytes) -> None:
+    async with gateway() as served, await connect(served) as stream:
+        await stream.send_all(sent)
+        await stream.send_eof()
+        with trio.fail_after(4):
+            answer = await read_to_end(stream)
+        assert answer.count(b'"num_nodes":3') == len(sent) // len(PIPELINED)
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.0\r\n", b"HTTP/1.1\r\nConnection: close\r\n"])
+async def test_a_connection_that_is_not_kept_ends_with_its_answer(head: bytes) -> None:
+    async with gateway() as served, await connect(served) as stream:
+        await stream.send_all(completion(stream=True).replace(b"HTTP/1.1\r\n", head, 1))
+        with trio.fail_after(4):  # less than an idle connection is kept
+            assert b"[DONE]" in await read_to_end(stream)
+
+
+async def test_a_connection_that_is_kept_for_nothing_ends_after_a_stream() -> None:
+    settings = ServerSettings(idle_timeout_s=0.2)
+    async with gateway(server=settings) as served, await connect(served) as stream:
+        await stream.send_all(completion(stream=True))
+        with trio.fail_after(10):
+            assert b"[DONE]" in await read_to_end(stream)
 
 
 @pytest.mark.parametrize("is_stream", [False, True])

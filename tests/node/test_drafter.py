@@ -7,8 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.drafter import Drafter, DrafterSettings, DraftRequest
-from specedge_p2p.lm.ports import MAX_TAIL_SLOTS, Children, Rows, SamplingParams
+from node.drafter import MAX_FAILURES, Drafter, DrafterSettings, DraftRequest
+from specedge_p2p.lm.ports import (
+    MAX_TAIL_SLOTS,
+    Children,
+    ModelError,
+    OutOfMemory,
+    Rows,
+    SamplingParams,
+)
 from specedge_p2p.lm.toy import ToyModel, ToyParams, toy_decode
 from specedge_p2p.noise import noise_key
 from specedge_p2p.tree.growth import Gain, GrowthSettings
@@ -327,6 +334,33 @@ def test_law7_bounded_a_full_cache_pauses_or_sheds_and_never_fails(
     assert model.num_free_rows >= 0
     if cache_rows >= 40 * num_sessions:
         assert len(drafter.session_nos) == num_sessions
+
+
+class Failing(ToyModel):
+    error: ModelError | None = None
+
+    def expand(self, batch: Sequence[Rows], branch_width: int) -> list[Children]:
+        if self.error is not None:
+            raise self.error
+        return super().expand(batch, branch_width)
+
+
+@pytest.mark.parametrize("error", [ModelError("failed"), OutOfMemory("no memory is left")])
+def test_a_model_is_broken_where_it_fails_again_and_only_then(error: ModelError) -> None:
+    model = Failing(DRAFT)
+    drafter = Drafter(model)
+    model.error = error
+    for number in range(MAX_FAILURES + 1):
+        drafter.open(number, request())
+        done = drafter.level()
+        assert [shed.session_no for shed in done.shed] == [number]
+        assert done.is_broken == (number >= MAX_FAILURES - 1)
+    model.error = None
+    assert not drafter.level().is_broken  # nothing to do is no failure
+    drafter.open(9, request())
+    assert drafter.level().num_rows == len(PROMPT)
+    model.error = ModelError("failed")
+    assert not drafter.level().is_broken  # the first one since it ran
 
 
 def test_tokens_that_the_target_does_not_know_are_never_sent() -> None:

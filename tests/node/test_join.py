@@ -196,8 +196,34 @@ async def test_a_node_whose_model_fails_asks_less_and_less_until_it_runs(
     gaps = [round(b - a) for a, b in zip(world.asked, world.asked[1:], strict=False)]
     assert gaps[1:] == [2, 4, 8, 16, 32]
     assert generations[-1].num_accepted > 0
-    assert world.loop.worker is not None
-    assert not world.loop.worker.is_broken
+
+
+async def test_a_model_that_failed_once_keeps_no_other_coordinator_waiting(
+    autojump_clock: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expand, num_forwards = ToyModel.expand, 0
+
+    def fail(self: ToyModel, batch: Sequence[Rows], branch_width: int) -> list[Children]:
+        nonlocal num_forwards
+        num_forwards += 1
+        if num_forwards <= 3:
+            raise ModelError("no memory is left to choose tokens")
+        return expand(self, batch, branch_width)
+
+    monkeypatch.setattr(ToyModel, "expand", fail)
+    world = World(NodeSettings(tmp_path))
+    world.found = [found(), found(ELSEWHERE, round_trip_s=0.05)]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.run, 200)
+        for number in range(3):
+            world.coordinator.add(number)
+            while num_forwards <= number:  # noqa: ASYNC110 - virtual time
+                await trio.sleep(0.01)
+        world.coordinator.refusal = ("full", "no place")
+        others = [world.other.add(number) for number in range(3)]
+        await trio.sleep(30)
+        world.loop.leave()
+    assert all(generation.num_accepted for generation in others)
 
 
 async def test_without_coordinators_the_waits_double(

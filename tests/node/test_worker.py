@@ -16,7 +16,7 @@ from node.link_life import LinkEnd, Refused
 from node.receipts import ReceiptBook
 from node.worker import Worker, WorkerSettings, run_io_inline
 from specedge_p2p.identity.keys import Identity
-from specedge_p2p.lm.ports import Children, ModelError, Rows
+from specedge_p2p.lm.ports import Children, ModelError, OutOfMemory, Rows
 from specedge_p2p.lm.toy import ToyModel, ToyParams
 from specedge_p2p.overlay.memory import MemoryNetwork, MemoryOverlay
 from specedge_p2p.overlay.ports import DRAFT_PROTOCOL, Link
@@ -225,11 +225,12 @@ class FailingModel(ToyModel):
 
     num_forwards = 0
     failing: tuple[int, ...] | range = ()
+    error: type[ModelError] = ModelError
 
     def expand(self, batch: Sequence[Rows], branch_width: int) -> list[Children]:
         self.num_forwards += 1
         if self.num_forwards in self.failing:
-            raise ModelError("no memory is left to choose tokens")
+            raise self.error("no memory is left")
         return super().expand(batch, branch_width)
 
 
@@ -248,28 +249,28 @@ async def test_a_forward_that_fails_costs_its_sessions_and_not_the_node(
     generations = list(scene.coordinator.generations.values())
     assert len(generations) == 6
     assert scene.coordinator.count(Release) in range(2, 6)
-    assert "no memory is left to choose tokens" in caplog.text
+    assert "no memory is left" in caplog.text
     assert all(generation.tokens == generation.truth for generation in generations)
     assert generations[-1].num_accepted > 0
-    assert not scene.worker.is_broken
 
 
+@pytest.mark.parametrize("error", [ModelError, OutOfMemory])
 async def test_a_model_that_fails_again_and_again_ends_the_link_until_it_runs(
-    autojump_clock: object,
+    autojump_clock: object, error: type[ModelError]
 ) -> None:
+    """Where memory is short a smaller forward is tried first, and one is found to fit."""
     model = FailingModel(DRAFT)
-    model.failing = range(1, 5)
+    model.failing, model.error = range(1, 5), error
     scene = Scene(model=model)
     async with scene.open() as address, trio.open_nursery() as nursery:
         for number in range(5):
             nursery.start_soon(_call_later, 0.2 * number, partial(scene.coordinator.add, number))
         assert await scene.serve(address) is LinkEnd.BROKEN
         assert model.num_forwards == 3
-        assert await scene.serve(address) is LinkEnd.BROKEN  # the fourth
-        assert scene.worker.is_broken
+        if error is ModelError:
+            assert await scene.serve(address) is LinkEnd.BROKEN  # the fourth
         nursery.start_soon(scene.until_done)
         assert await scene.serve(address) is LinkEnd.LEFT
-    assert not scene.worker.is_broken
     assert scene.coordinator.generations[(4).to_bytes(16, "big")].num_accepted > 0
 
 
