@@ -1,6 +1,7 @@
 """What this machine can do, measured at join: the time of one level by its width."""
 
 import os
+import time
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from specedge_p2p.lm.ports import LanguageModel, Rows, SamplingParams
 WIDTHS = (1, 4, 16, 64)
 _LAST = 19
 """The lowest of the usual priorities."""
+_TRIES, _TRY_AGAIN_S = 10, 0.1
 _CONTEXT = 64
 _LONG_CONTEXT = 512
 _SHARED = ((4, 8), (8, 4))
@@ -73,7 +75,18 @@ def yield_to_others(autogroup: Path = Path("/proc/self/autogroup")) -> None:
     os.setpriority(os.PRIO_PROCESS, 0, _LAST)
     if os.getsid(0) == os.getpid():
         with suppress(OSError):  # a kernel without such groups
-            autogroup.write_text(str(_LAST), "ascii")
+            _write_patiently(autogroup, str(_LAST))
+
+
+def _write_patiently(autogroup: Path, text: str) -> None:
+    """Linux takes one such change every tenth of a second, of all users together."""
+    for _ in range(_TRIES):
+        try:
+            autogroup.write_text(text, "ascii")
+        except BlockingIOError:
+            time.sleep(_TRY_AGAIN_S)
+        else:
+            return
 
 
 def limit_threads(threads: int, environ: MutableMapping[str, str] = os.environ) -> None:

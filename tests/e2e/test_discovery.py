@@ -17,7 +17,7 @@ from tests.support.network import Coordinator, Node, Site, running_site, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.alone]
 
-FIND_S = 10.0
+FIND_S = 60.0
 
 
 async def test_two_coordinators_and_three_nodes_find_each_other(tmp_path: Path) -> None:

@@ -251,12 +251,16 @@ class Interrupted(ToyModel):
         return choices
 
 
+MOMENT_S = 0.2
+"""In which all that was sent is heard."""
+
+
 def until_a_moment(child: EngineChild) -> None:
-    child.idle(time.monotonic() + 0.05)
+    child.idle(time.monotonic() + MOMENT_S)
 
 
 def while_a_device_computes(child: EngineChild) -> None:
-    done_s = time.monotonic() + 0.05
+    done_s = time.monotonic() + MOMENT_S
     child.hear_while(lambda: time.monotonic() >= done_s)
 
 

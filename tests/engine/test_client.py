@@ -21,6 +21,7 @@ from coordinator.engine.settings import EngineSettings, RespawnPolicy
 from specedge_p2p.lm.toy import toy_decode
 from specedge_p2p.noise import noise_key, seed_bytes
 from tests.support.engine import GREEDY, batch, open_session, vertices
+from tests.support.programs import has_gone
 from tests.support.toy_engine import PARAMS
 
 ROOT = Path(__file__).parents[2]
@@ -110,17 +111,17 @@ async def test_law2_one_owner_a_killed_child_comes_back_and_goes_on() -> None:
 
 
 async def test_a_padded_step_hears_what_arrives_meanwhile() -> None:
-    async with toy_engine(step_floor_s=1.0) as engine:
+    async with toy_engine(step_floor_s=3.0) as engine:
         ready = await engine.receive()
         assert isinstance(ready, Ready)
-        assert ready.step_time_s >= 1.0
+        assert ready.step_time_s >= 3.0
         await engine.send(open_session(1, PROMPT), batch([1]), batch([1], step_no=2, sources=[3]))
         await trio.sleep(0.1)  # in the middle of the first step, while the second one waits
         await engine.send(open_session(2, []), vertices(1, 3, len(PROMPT), RIGHT[:4]))
         failed = await engine.receive()
         assert isinstance(failed, SessionFailed)
         first, second = await step_done(engine), await step_done(engine)
-        assert first.ended_s - first.started_s >= 1.0
+        assert first.ended_s - first.started_s >= 3.0
         assert second.results[0].token_ids == RIGHT[1:5]
 
 
@@ -181,7 +182,6 @@ def test_a_child_dies_with_its_parent() -> None:
         [sys.executable, "-c", script, *COMMAND], stdout=subprocess.PIPE, text=True, cwd=ROOT
     ) as parent:
         assert parent.stdout is not None
-        child = psutil.Process(int(parent.stdout.readline()))
+        pid = int(parent.stdout.readline())
         parent.kill()
-        child.wait(10)
-        assert not child.is_running()
+        assert has_gone(pid)

@@ -140,7 +140,7 @@ class Owner:
 async def test_law1_output_of_a_real_process_is_plain_transformers(
     sessions: list[OpenSession], expected: dict[int, list[int]]
 ) -> None:
-    with trio.fail_after(60):
+    with trio.fail_after(120):
         async with open_engine(SETTINGS) as engine:
             assert isinstance(await engine.receive(), Ready)
             owner = Owner(engine, sessions)
@@ -180,7 +180,7 @@ async def test_law1_output_is_the_same_when_the_engine_drafts_too(
 async def test_law1_output_survives_a_kill_of_the_engine(
     sessions: list[OpenSession], expected: dict[int, list[int]]
 ) -> None:
-    with trio.fail_after(60):
+    with trio.fail_after(120):
         async with open_engine(SETTINGS, RespawnPolicy(first_wait_s=0.01)) as engine:
             await engine.receive()
             owner = Owner(engine, sessions)
@@ -201,7 +201,7 @@ async def test_law1_output_survives_a_kill_of_the_engine(
 
 
 async def test_an_unknown_model_is_one_clear_line(tmp_path: os.PathLike[str]) -> None:
-    with trio.fail_after(60):
+    with trio.fail_after(120):
         async with open_engine(EngineSettings(str(tmp_path))) as engine:
             with pytest.raises(EngineError) as caught:
                 await engine.receive()

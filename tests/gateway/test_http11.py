@@ -131,12 +131,15 @@ async def test_law7_bounded_what_is_kept_of_requests_that_wait(
         with suppress(trio.BrokenResourceError):
             await read_to_end(stream)
 
-    async with gateway() as served, await connect(served) as stream:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(read, stream)
-            with suppress(trio.BrokenResourceError):  # after a thousand requests it has had enough
-                for _ in range(300):
-                    await stream.send_all(PIPELINED * 100)
+    async with (
+        gateway() as served,
+        await connect(served) as stream,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(read, stream)
+        with suppress(trio.BrokenResourceError):  # after a thousand requests it has had enough
+            for _ in range(300):
+                await stream.send_all(PIPELINED * 100)
     assert 0 < max(sizes) <= 3 * http11.MAX_AHEAD_BYTES
 
 

@@ -198,6 +198,7 @@ SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227}
 """What a program may have, by compute capability: A100, RTX 30, RTX 40, H100."""
 
 
+@pytest.mark.timeout(900)
 def test_the_kernels_compile_for_gpus_that_are_not_here() -> None:
     """Down to machine code, by Triton's own assembler, with the blocks that a launch would take."""
     code = textwrap.dedent("""

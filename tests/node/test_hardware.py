@@ -157,6 +157,25 @@ def test_a_session_of_somebody_else_is_left_alone() -> None:
     assert _autogroup_after_yielding(is_leader=False) == AUTOGROUP.read_text().strip()
 
 
+def test_a_session_is_lowered_though_another_one_was_a_moment_ago(tmp_path: Path) -> None:
+    """The kernel then says "try again" to all but root, so its answer is played here."""
+    script = (
+        "import errno, sys; from pathlib import Path; from node.hardware import yield_to_others\n"
+        "class Busy(type(Path())):\n"
+        "    tries = 0\n"
+        "    def write_text(self, *args):\n"
+        "        Busy.tries += 1\n"
+        "        if Busy.tries < 3:\n"
+        "            raise OSError(errno.EAGAIN, 'try again')\n"
+        "        return super().write_text(*args)\n"
+        "yield_to_others(Busy(sys.argv[1]))"
+    )
+    path = tmp_path / "autogroup"
+    command = [sys.executable, "-c", script, str(path)]
+    subprocess.run(command, check=True, start_new_session=True)
+    assert path.read_text() == "19"
+
+
 def _autogroup_after_yielding(*, is_leader: bool) -> str:
     script = (
         "import sys; from pathlib import Path; from node.hardware import yield_to_others;"

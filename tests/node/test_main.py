@@ -86,7 +86,7 @@ def test_a_signal_ends_it_in_a_download(tmp_path: Path, command: str, code: int)
         try:
             assert hub.is_asked.wait(60)
             process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=20)  # the download would last for years
+            _, said = process.communicate(timeout=60)  # the download would last for years
         finally:
             process.kill()
             process.wait()
@@ -131,7 +131,7 @@ def profile_says(*arguments: str) -> tuple[int, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=60,
+        timeout=120,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )
@@ -187,7 +187,7 @@ def test_it_reports_what_it_did(tmp_path: Path) -> None:
     try:
         said = read_until(process, "next try")
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()

@@ -93,7 +93,7 @@ async def run_node(bootstrap: tuple[str, ...], expected: set[str]) -> None:
 async def test_coordinators_and_nodes_find_each_other_through_one_address() -> None:
     """Two honest coordinators and one whose record has expired; three nodes, one bootstrap."""
     one, two, expired = (Identity.generate() for _ in range(3))
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as coordinators:
             start = coordinators.start
             bootstrap = await start(run_coordinator, one, (), 60.0)
@@ -129,11 +129,11 @@ async def test_law7_bounded_cost_of_300_links() -> None:
         ):
             before = process.memory_info().rss
             async with trio.open_nursery() as clients:
-                for _ in range(30):
+                for _ in range(100):
                     # in groups, or the handshakes of this one core outlast their deadline
-                    for _ in range(10):
+                    for _ in range(3):
                         clients.start_soon(run_client, server.addresses[0])
-                    for _ in range(10):
+                    for _ in range(3):
                         await opened.acquire()
                 are_all_open.set()
                 assert process.memory_info().rss - before < 300 * 1024 * 1024

@@ -1,6 +1,7 @@
 """Programs that tests start and kill, and what has become of a process."""
 
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,19 @@ def said(process: "subprocess.Popen[str]") -> list[str]:
 
 def is_there(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def has_gone(pid: int, within_s: float = 20.0) -> bool:
+    """Whether a process that is about to end has ended in time."""
+    until_s = time.monotonic() + within_s
+    while time.monotonic() < until_s:
+        try:
+            if not is_there(psutil.Process(pid)):
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def said_in(log_path: Path) -> str:
