@@ -5,23 +5,28 @@ a request to change the protocol is answered as if it had not been made, as HTTP
 """
 
 import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
 
 import h11
 import trio
-from hypercorn.events import Event, Updated
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, Updated
 from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.task_group import TaskGroup, _handle
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.trio.worker_context import EventWrapper
-from hypercorn.typing import ConnectionState
+from hypercorn.typing import AppWrapper, ASGIReceiveEvent, ConnectionState, Scope
 from hypercorn.utils import parse_socket_addr
 
 _logger = logging.getLogger(__name__)
 
+Send = Callable[[Any], Awaitable[None]]
+Put = Callable[[ASGIReceiveEvent], Awaitable[None]]
+
 MAX_AHEAD_BYTES = 65_536
 """Kept of further requests while one is being answered; then the client has to wait."""
-RECYCLE_S = 5.0
-"""For an application to take the end of a request that it has answered."""
 
 
 class Connection(TCPServer):  # type: ignore[misc]  # hypercorn is untyped here
@@ -45,12 +50,15 @@ class Connection(TCPServer):  # type: ignore[misc]  # hypercorn is untyped here
         """Write to the client, or hear what becomes of the connection."""
         if self._has_heard_all and isinstance(event, Updated) and event.idle:
             await self._close()  # no other request can come
-        else:
+            return
+        try:
             await super().protocol_send(event)
+        except trio.BusyResourceError:  # the other task is closing it
+            await self.protocol.handle(Closed())
 
     async def _serve(self) -> None:
         raw = self.stream.socket
-        async with TaskGroup() as tasks:
+        async with _Tasks() as tasks:
             self._task_group = tasks
             self.protocol = _Http11(
                 self.app,
@@ -70,6 +78,37 @@ class Connection(TCPServer):  # type: ignore[misc]  # hypercorn is untyped here
             await self.idle_task.stop()
 
 
+class _Tasks(TaskGroup):  # type: ignore[misc]
+    """Applications that can be told of the end though they do not listen.
+
+    In hypercorn an application that answered early, with a full queue of what it did not read, and
+    a reader that waits to put more into that queue, wait for each other after the client has left.
+    """
+
+    async def spawn_app(self, app: AppWrapper, config: Config, scope: Scope, send: Send) -> Put:
+        into, events = trio.open_memory_channel[ASGIReceiveEvent](config.max_app_queue_size)
+
+        async def put(event: ASGIReceiveEvent) -> None:
+            if event["type"] != "http.disconnect":
+                await into.send(event)
+                return
+            with suppress(trio.ClosedResourceError):
+                try:
+                    into.send_nowait(event)
+                except trio.WouldBlock:
+                    into.close()  # and whoever waits there is woken by an error
+
+        async def receive() -> ASGIReceiveEvent:
+            try:
+                return await events.receive()
+            except trio.EndOfChannel:
+                return {"type": "http.disconnect"}
+
+        threads = trio.to_thread.run_sync, trio.from_thread.run
+        self._nursery.start_soon(_handle, app, config, scope, receive, send, *threads)
+        return put
+
+
 class _Http11(H11Protocol):  # type: ignore[misc]
     is_over = False
     """No further request is answered: the last answer was cut, or the server ends."""
@@ -86,10 +125,8 @@ class _Http11(H11Protocol):  # type: ignore[misc]
         both = {self.connection.our_state, self.connection.their_state}
         self.is_over = both != {h11.DONE} or self.context.terminated.is_set()
         # It tells the application of its stream's end, and that cancels the task it runs in.
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + RECYCLE_S) as scope:
+        with trio.CancelScope(shield=True):
             await super()._maybe_recycle()
-        if scope.cancelled_caught:
-            raise ConnectionAbortedError("the application did not take the end of its request")
 
     async def _check_protocol(self, event: h11.Request) -> None:
         """No HTTP/2."""
@@ -126,14 +163,8 @@ class _Pause(EventWrapper):  # type: ignore[misc]
     async def _listen(self) -> None:
         connection = self._protocol.connection
         while len(connection.trailing_data[0]) < MAX_AHEAD_BYTES:
-            data = await self._receive()
+            data = await self._stream.receive_some(MAX_RECV)
             connection.receive_data(data)
             if not data:
                 await self._protocol.tell_gone()
                 break
-
-    async def _receive(self) -> bytes:
-        try:
-            return bytes(await self._stream.receive_some(MAX_RECV))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            return b""

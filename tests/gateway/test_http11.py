@@ -1,13 +1,16 @@
 """One connection, whatever its client sends, is no concern of the others."""
 
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from random import Random
+from typing import Any
 
 import httpx
 import pytest
 import trio
+import trio.testing
+from hypercorn.config import Config
 
 from coordinator.gateway import http11
 from coordinator.gateway.server import ServerSettings
@@ -179,3 +182,33 @@ async def test_a_client_that_leaves_frees_the_generation(is_stream: bool, behind
             await served.until(num_live=1)
         with trio.fail_after(5):
             await served.until(num_live=0)
+
+
+async def test_an_application_that_does_not_listen_is_told_of_the_end_all_the_same() -> None:
+    config, may_listen = Config(), trio.Event()
+    heard: list[str] = []
+
+    async def app(scope: object, receive: Callable[[], Awaitable[Any]], *_: object) -> None:
+        await may_listen.wait()
+        while not heard or heard[-1] != "http.disconnect":
+            heard.append((await receive())["type"])
+
+    async def send(_message: object) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def fill(put: http11.Put) -> None:
+        body = {"type": "http.request", "body": b"x", "more_body": True}
+        for _ in range(config.max_app_queue_size):
+            await put(body)
+        with pytest.raises(trio.ClosedResourceError):
+            await put(body)
+
+    with trio.fail_after(10):
+        async with http11._Tasks() as tasks, trio.open_nursery() as nursery:
+            put = await tasks.spawn_app(app, config, {}, send)
+            nursery.start_soon(fill, put)
+            await trio.testing.wait_all_tasks_blocked()
+            for _ in range(3):
+                await put({"type": "http.disconnect"})
+            may_listen.set()
+    assert heard == ["http.request"] * config.max_app_queue_size + ["http.disconnect"]
