@@ -4,8 +4,8 @@ Both engines are synchronous, since SQLAlchemy's asynchronous ones need asyncio.
 `Writer`; reads go through `Database.read` in a thread.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -113,27 +113,31 @@ class Database:
 
     def write_now(self, operation: Callable[[sa.Connection], T]) -> T:
         """Run a write transaction outside the event loop. Raises StoreUnavailable."""
-        try:
-            with self.begin() as connection:
-                return operation(connection)
-        except sa.exc.DBAPIError as error:
-            if not may_pass(error):
-                raise
-            raise StoreUnavailable(f"cannot write {shown(self.url)}: {reason(error)}") from error
+        with self._told("write"), self.begin() as connection:
+            return operation(connection)
 
     def read_now(self, query: Callable[[sa.Connection], T]) -> T:
         """Run a query in the calling thread. Raises StoreUnavailable."""
-        try:
-            with self._reads.begin() as connection:
-                return query(connection)
-        except sa.exc.DBAPIError as error:
-            if not may_pass(error):
-                raise
-            raise StoreUnavailable(f"cannot read {shown(self.url)}: {reason(error)}") from error
+        with self._told("read"), self._reads.begin() as connection:
+            return query(connection)
 
     async def read(self, query: Callable[[sa.Connection], T]) -> T:
         """Run a query in a thread, on one consistent snapshot. Raises StoreUnavailable."""
         return await trio.to_thread.run_sync(self.read_now, query, limiter=self._limiter)
+
+    def trouble(self, verb: str, error: sa.exc.DBAPIError) -> str:
+        """What cannot be done with this database, and why, on one line."""
+        return f"cannot {verb} {shown(self.url)}: {reason(error)}"
+
+    @contextmanager
+    def _told(self, verb: str) -> Iterator[None]:
+        """Raises StoreUnavailable for what may pass."""
+        try:
+            yield
+        except sa.exc.DBAPIError as error:
+            if not may_pass(error):
+                raise
+            raise StoreUnavailable(self.trouble(verb, error)) from error
 
     def close(self) -> None:
         self._writes.dispose()

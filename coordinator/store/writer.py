@@ -16,7 +16,7 @@ import outcome
 import sqlalchemy as sa
 import trio
 
-from coordinator.store.database import Database, may_pass, reason, shown, touch
+from coordinator.store.database import Database, may_pass, touch
 from coordinator.store.errors import StoreError, StoreUnavailable
 
 T = TypeVar("T")
@@ -138,7 +138,7 @@ class Writer:
             for job, value in zip(jobs, results.value, strict=True):
                 job.result = outcome.Value(value)
         elif _is_lost(results.error) or (len(jobs) == 1 and _is_database(results.error)):
-            text = f"cannot write {shown(self._database.url)}: {reason(results.error)}"
+            text = self._database.trouble("write", results.error)
             is_well = not _is_lost(results.error) and self._may_be_written()
             self._trouble = "" if is_well else text
             for job in jobs:

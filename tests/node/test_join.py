@@ -171,19 +171,24 @@ async def test_who_says_welcome_and_hangs_up_is_asked_less_and_less(
     assert gaps[1:6] == [2, 4, 8, 16, 32]  # the first has the loading of the model in it
 
 
-async def test_a_node_whose_model_fails_asks_less_and_less_until_it_runs(
-    autojump_clock: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expand, num_forwards = ToyModel.expand, 0
+def fail_at_first(monkeypatch: pytest.MonkeyPatch, num_failing: int) -> list[int]:
+    """The first forwards of any model fail; returned are the sizes of all batches, as they come."""
+    expand, forwards = ToyModel.expand, []
 
     def fail(self: ToyModel, batch: Sequence[Rows], branch_width: int) -> list[Children]:
-        nonlocal num_forwards
-        num_forwards += 1
-        if num_forwards <= 8:
+        forwards.append(len(batch))
+        if len(forwards) <= num_failing:
             raise ModelError("no memory is left to choose tokens")
         return expand(self, batch, branch_width)
 
     monkeypatch.setattr(ToyModel, "expand", fail)
+    return forwards
+
+
+async def test_a_node_whose_model_fails_asks_less_and_less_until_it_runs(
+    autojump_clock: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_at_first(monkeypatch, 8)
     world = World(NodeSettings(tmp_path))
     generations = [world.coordinator.add(number) for number in range(3)]
     async with trio.open_nursery() as nursery:
@@ -201,23 +206,14 @@ async def test_a_node_whose_model_fails_asks_less_and_less_until_it_runs(
 async def test_a_model_that_failed_once_keeps_no_other_coordinator_waiting(
     autojump_clock: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expand, num_forwards = ToyModel.expand, 0
-
-    def fail(self: ToyModel, batch: Sequence[Rows], branch_width: int) -> list[Children]:
-        nonlocal num_forwards
-        num_forwards += 1
-        if num_forwards <= 3:
-            raise ModelError("no memory is left to choose tokens")
-        return expand(self, batch, branch_width)
-
-    monkeypatch.setattr(ToyModel, "expand", fail)
+    forwards = fail_at_first(monkeypatch, 3)
     world = World(NodeSettings(tmp_path))
     world.found = [found(), found(ELSEWHERE, round_trip_s=0.05)]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.run, 200)
         for number in range(3):
             world.coordinator.add(number)
-            while num_forwards <= number:  # noqa: ASYNC110 - virtual time
+            while len(forwards) <= number:  # noqa: ASYNC110 - virtual time
                 await trio.sleep(0.01)
         world.coordinator.refusal = ("full", "no place")
         others = [world.other.add(number) for number in range(3)]
